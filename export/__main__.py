@@ -1,0 +1,358 @@
+"""python -m export: from a network to artifacts that are proven the same network."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models import SETS, expand
+from models.console import Failure, Usage, parser, run, table
+
+if TYPE_CHECKING:
+    from export.parity import Verdict
+    from models.weights import Network
+    from serving.runtime import Artifact
+
+PRECISIONS = ("fp32",)
+ENGINES = ("onnxruntime", "openvino")
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    actions = {"list": listing, "show": show, "verify": verify, "evaluate": evaluate}
+    if argv and argv[0] in actions:
+        return run(action_parser(argv[0], actions[argv[0]]), argv[1:])
+    return run(export_parser(), argv)
+
+
+def export_parser() -> argparse.ArgumentParser:
+    made = parser(
+        "python -m export",
+        "Export networks to ONNX, prove them the same as in PyTorch, and save them in BentoML's model store.\n"
+        "Also: python -m export list | show TAG | verify TAG | evaluate TAG --images DIR",
+        "python -m export resnet50 squeezenet1_1 --weights auto",
+    )
+    made.add_argument("networks", nargs="*", metavar="NETWORK", help="names from `python -m models list`")
+    made.add_argument("--set", choices=SETS, help="a whole set of networks")
+    made.add_argument(
+        "--weights", default="auto", help="auto (default), pretrained, untrained, or a .safetensors or .pth file"
+    )
+    made.add_argument("--precision", default="fp32", help=f"comma-separated, of {', '.join(PRECISIONS)} (default fp32)")
+    made.add_argument(
+        "--engine", default="", help="comma-separated, of onnxruntime, openvino (default: those installed)"
+    )
+    made.add_argument("--max-batch", type=int, default=64, help="the largest batch the file accepts (default 64)")
+    made.add_argument("--num-classes", type=int, help="how many classes a checkpoint of your own has")
+    made.add_argument("--labels", type=Path, help="the names of the classes: a text file, one per line, or a JSON list")
+    made.add_argument(
+        "--images", type=Path, help="the folder of photographs parity is judged on (default: the examples)"
+    )
+    made.add_argument(
+        "--module", metavar="MODULE:CALLABLE", help="a network of your own: package.module:callable or file.py:callable"
+    )
+    made.add_argument("--force", action="store_true", help="export again what has not changed")
+    made.set_defaults(call=export)
+    return made
+
+
+def action_parser(action: str, call: Any) -> argparse.ArgumentParser:
+    texts = {
+        "list": ("The artifacts in the store.", "python -m export list"),
+        "show": ("An artifact's manifest.", "python -m export show resnet50:latest"),
+        "verify": (
+            "Check every file of an artifact against its sha256, load it in each engine installed, and run it.",
+            "python -m export verify resnet50",
+        ),
+        "evaluate": (
+            "Top-1 and top-5 accuracy on labelled photographs: a folder per synset, or a labels.json.",
+            "python -m export evaluate squeezenet1_1 --images photographs/",
+        ),
+    }
+    made = parser(f"python -m export {action}", *texts[action])
+    made.set_defaults(call=call)
+    if action == "list":
+        made.add_argument("--json", action="store_true", help="for machines")
+        return made
+    made.add_argument("tag", metavar="TAG", help="NETWORK, NETWORK:latest or NETWORK:VERSION")
+    if action == "verify":
+        made.add_argument("--images", type=Path, help="a folder of photographs (default: the examples)")
+    if action == "evaluate":
+        made.add_argument(
+            "--images", type=Path, required=True, help="folder per synset or per label, or with a labels.json"
+        )
+        made.add_argument("--engine", default="auto", help="onnxruntime, openvino or auto (default)")
+        made.add_argument("--precision", default="auto", help="a precision the artifact has, or auto (default)")
+        made.add_argument("--predictions", type=Path, help="also write the top-5 of every photograph to this JSON file")
+        made.add_argument("--json", action="store_true", help="for machines")
+    return made
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def export(options: argparse.Namespace) -> int:
+    precisions, engines = _choices(options.precision, PRECISIONS, "precision"), _engines(options.engine)
+    if options.max_batch < 1:
+        raise Usage(f"--max-batch {options.max_batch} must be at least 1")
+    if options.module and (options.networks or options.set):
+        raise Usage("--module takes the place of a network's name; give one or the other")
+    names = [] if options.module else expand(options.networks, options.set)
+    if not names and not options.module:
+        raise Usage("name a network, a --set or a --module; `python -m models list` shows the networks")
+    from models.weights import load, read_labels
+
+    labels = read_labels(options.labels) if options.labels else ()
+    classes = options.num_classes or (len(labels) or None)
+    if labels and options.num_classes and len(labels) != options.num_classes:
+        raise Usage(f"--labels has {len(labels)} names, --num-classes is {options.num_classes}")
+    failed = []
+    for position, name in enumerate(names or [options.module], start=1):
+        started = time.monotonic()
+        try:
+            network = _own(options.module) if options.module else load(name, options.weights, classes, labels)
+            artifact, made = _export(network, precisions, engines, options)
+        except Failure as error:
+            if len(names) < 2 or isinstance(error, Usage) or options.debug:
+                raise
+            failed.append(name)
+            print(f"python -m export: {name}: {error}", file=sys.stderr)
+            continue
+        took = f"{time.monotonic() - started:.0f} s" if made else "unchanged, kept"
+        of = f"[{position}/{len(names)}] " if len(names) > 1 else ""
+        print(f"{of}{artifact.tag}  {', '.join(precisions)}  {artifact.weights.upper()} weights  parity passed  {took}")
+    if failed:
+        raise Failure(f"{len(failed)} of {len(names)} networks failed: {', '.join(failed)}")
+    return 0
+
+
+def _export(
+    network: Network, precisions: tuple[str, ...], engines: tuple[str, ...], options: argparse.Namespace
+) -> tuple[Artifact, bool]:
+    """Write every file, hold each against the PyTorch original in every engine, and save them together.
+
+    Gives the artifact, and whether it was made now: one that came from the same inputs is kept.
+    """
+    import torch
+
+    from export import parity, store
+    from export.to_onnx import OPSET, to_onnx
+    from models.weights import SEED
+    from serving.runtime import ENGINES as RUNTIMES
+    from serving.runtime import cores, sha256
+
+    manifest = store.manifest_of(
+        network.name,
+        network.weights.record(),
+        network.preprocess,
+        network.classes,
+        options.max_batch,
+        network.row,
+        params=sum(p.numel() for p in network.module.parameters()),
+    )
+    request = {"precisions": precisions, "engines": engines, "labels": [item.label for item in network.labels]}
+    manifest["fingerprint"] = store.fingerprint(manifest, request)
+    kept = None if options.force else store.unchanged(network.name, manifest["fingerprint"])
+    if kept:
+        return kept, False
+    images = parity.inputs(network.preprocess, options.images, seed=SEED)
+    sizes = tuple(sorted({1, min(5, options.max_batch), min(8, options.max_batch)}))
+    with tempfile.TemporaryDirectory(prefix="podium-") as folder:
+        files = {}
+        for precision in precisions:
+            path = Path(folder) / f"{precision}.onnx"
+            served = to_onnx(network, path, options.max_batch)
+
+            def original(batch: Any, served: Any = served) -> Any:
+                with torch.inference_mode():
+                    return served(torch.from_numpy(batch)).numpy()
+
+            reference = parity.scores(original, images.batch, sizes, f"{network.name} in PyTorch")
+            verdicts: dict[str, Verdict] = {}
+            for engine in engines:
+                runtime = RUNTIMES[engine](path, precision, cores())
+                answer = parity.scores(runtime.run, images.batch, sizes, f"{network.name} {precision} in {engine}")
+                verdicts[engine] = parity.compare(reference, answer, images, parity.THRESHOLDS[precision])
+                runtime.close()
+                if not verdicts[engine].passed:
+                    raise Failure(
+                        f"{network.name} {precision} is not the same network in {engine}: "
+                        f"{'; '.join(verdicts[engine].failures)}; worst image: {verdicts[engine].worst_image}. "
+                        "Nothing was saved."
+                    )
+            files[path.name] = path
+            manifest["files"][path.name] = {
+                "engines": list(engines),
+                "precision": precision,
+                "opset": OPSET,
+                "parent": {"file": network.weights.origin, "sha256": network.weights.sha256},
+                "sha256": sha256(path),
+                "parity": {
+                    **parity.worst(verdicts.values()).record(),
+                    "by_engine": {engine: verdict.record() for engine, verdict in verdicts.items()},
+                },
+                "command": _command(network, precisions, engines, options),
+            }
+        return store.save(manifest, files, network.labels), True
+
+
+def _command(
+    network: Network, precisions: tuple[str, ...], engines: tuple[str, ...], options: argparse.Namespace
+) -> str:
+    """The command that makes this file again, with what was resolved in place of what was asked."""
+    words = ["python", "-m", "export"]
+    words += ["--module", options.module] if options.module else [network.name]
+    if not options.module:
+        kind = network.weights.kind
+        words += ["--weights", Path(options.weights).name if kind == "custom" else kind]
+    words += ["--precision", ",".join(precisions), "--engine", ",".join(engines), "--max-batch", str(options.max_batch)]
+    words += ["--num-classes", str(options.num_classes)] if options.num_classes else []
+    words += ["--labels", options.labels.name] if options.labels else []
+    return shlex.join(words)
+
+
+def _own(reference: str) -> Network:
+    """The `Network` that MODULE:CALLABLE gives; a bare nn.Module is taken to want ImageNet's recipe."""
+    from torch import nn
+
+    from models.weights import Network, Weights
+
+    where, _, name = reference.partition(":")
+    if not where or not name:
+        raise Usage(f"--module {reference}: expected package.module:callable or file.py:callable")
+    try:
+        if where.endswith(".py"):
+            found = importlib.util.spec_from_file_location(Path(where).stem, where)
+            if found is None or found.loader is None or not Path(where).is_file():
+                raise Usage(f"--module {where}: no such file")
+            module = importlib.util.module_from_spec(found)
+            found.loader.exec_module(module)
+        else:
+            module = importlib.import_module(where)
+    except ImportError as error:
+        raise Failure(f"--module {where}: {error}; is what it needs installed?") from error
+    maker = getattr(module, name, None)
+    if not callable(maker):
+        raise Usage(f"--module {reference}: {where} has no callable {name!r}")
+    made = maker()
+    if isinstance(made, nn.Module):
+        made = Network(name.lower(), made, Weights("custom", reference))
+    if not isinstance(made, Network):
+        raise Usage(
+            f"--module {reference} gave {type(made).__name__}, expected a models.weights.Network or an nn.Module"
+        )
+    made.module.eval()
+    return made
+
+
+def _choices(text: str, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
+    asked = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    unknown = [part for part in asked if part not in allowed]
+    if unknown or not asked:
+        raise Usage(f"--{what} {text!r}: choose of {', '.join(allowed)}")
+    return asked
+
+
+def _engines(text: str) -> tuple[str, ...]:
+    from serving.runtime import PACKAGES, available
+
+    installed = available()
+    asked = _choices(text, ENGINES, "engine") if text else installed
+    for engine in asked:
+        if engine not in installed:
+            raise Failure(f"engine {engine} is not installed; pip install 'podium[{PACKAGES[engine][1]}]'")
+    if not asked:
+        raise Failure("no engine is installed to prove an export with; pip install 'podium[cpu]'")
+    return asked
+
+
+# --- what is in the store ---------------------------------------------------------------------------------------------
+
+
+def listing(options: argparse.Namespace) -> int:
+    from export.store import artifacts
+
+    found = artifacts()
+    if options.json:
+        print(json.dumps([{"tag": a.tag, "version": a.version, **a.manifest} for a in found], indent=1))
+    elif not found:
+        print("no artifacts yet; `python -m export resnet50` makes one")
+    else:
+        rows = [
+            (a.tag, ", ".join(f"{e} {p}" for e, p in a.graphs()), a.weights, f"{_size(a) / 1e6:.1f}") for a in found
+        ]
+        print(table(rows, ("tag", "runs on", "weights", "MB"), right=(3,)))
+    return 0
+
+
+def _size(artifact: Artifact) -> int:
+    return sum(record["size"] for record in artifact.manifest["files"].values())
+
+
+def show(options: argparse.Namespace) -> int:
+    from serving.runtime import find
+
+    artifact = find(options.tag)
+    print(json.dumps({"tag": artifact.tag, "folder": str(artifact.folder), **artifact.manifest}, indent=1))
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from export import parity
+    from serving.runtime import available, find
+    from serving.runtime import open as open_runtime
+
+    artifact = find(options.tag)
+    for name in artifact.manifest["files"]:
+        artifact.file(name)
+    if len(artifact.labels) != artifact.classes:
+        raise Failure(f"{artifact.tag}: {len(artifact.labels)} labels for {artifact.classes} classes; export it again")
+    images = parity.inputs(artifact.preprocess, options.images)
+    answers: dict[str, Any] = {}
+    for (engine, precision), name in artifact.graphs().items():
+        verdict = artifact.manifest["files"][name].get("parity", {}).get("verdict")
+        if verdict != "pass":
+            raise Failure(f"{artifact.tag}: {name} has no passed parity on record ({verdict}); export it again")
+        if engine not in available():
+            print(f"{name}  {engine} {precision}  recorded parity passed; not run: {engine} is not installed here")
+            continue
+        runtime = open_runtime(artifact, engine, precision)
+        answer = parity.scores(runtime.run, images.batch, (1, 5), f"{artifact.tag} in {engine}")
+        runtime.close()
+        if answer.shape != (len(images.batch), artifact.classes) or not np.allclose(answer.sum(1), 1, atol=1e-3):
+            raise Failure(f"{artifact.tag}: {engine} gives no probabilities: shape {answer.shape}; export it again")
+        # Engines that run the same file must agree here too, not only on the machine that exported it.
+        first = answers.setdefault(name, answer)
+        again = parity.compare(first, answer, images, parity.THRESHOLDS[precision])
+        if not again.passed:
+            raise Failure(f"{artifact.tag}: {engine} disagrees on {name} on this machine: {'; '.join(again.failures)}")
+        print(f"{name}  {engine} {precision}  sha256 and {len(images.batch)} images checked, parity passed")
+    print(f"{artifact.tag} is whole ({artifact.weights.upper()} weights)")
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from export.evaluate import evaluate as measure
+    from serving.runtime import find
+
+    result = measure(find(options.tag), options.images, options.engine, options.precision)
+    if options.predictions:
+        options.predictions.write_text(json.dumps(result.predictions, indent=1) + "\n", "utf-8")
+    if options.json:
+        print(json.dumps(result.record(), indent=1))
+    else:
+        print(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

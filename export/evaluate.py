@@ -1,0 +1,133 @@
+"""Top-1 and top-5 accuracy of an artifact on labelled photographs, with its interval."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from export.parity import photographs
+from models.console import Failure, progress
+from models.preprocess import pixels
+from serving.runtime import Artifact, open
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """`hits` of `images` right, in percent, with Wilson's 95 % interval (JASA 22, 1927)."""
+
+    hits: int
+    images: int
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.hits / self.images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        z, n, p = 1.96, self.images, self.hits / self.images
+        centre, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return 100 * (centre - half) / (1 + z * z / n), 100 * (centre + half) / (1 + z * z / n)
+
+    def record(self) -> dict[str, Any]:
+        return {"percent": self.percent, "interval": list(self.interval), "hits": self.hits, "images": self.images}
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.percent:.1f} % ({low:.1f} to {high:.1f})"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found; `predictions` holds the top five [class, probability] of every photograph."""
+
+    tag: str
+    engine: str
+    precision: str
+    weights: str
+    top1: Accuracy
+    top5: Accuracy
+    predictions: dict[str, list[tuple[int, float]]]
+
+    def record(self) -> dict[str, Any]:
+        head = {"tag": self.tag, "engine": self.engine, "precision": self.precision, "weights": self.weights}
+        return {**head, "top1": self.top1.record(), "top5": self.top5.record()}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tag}  {self.engine} {self.precision}  {self.weights.upper()} weights  "
+            f"top-1 {self.top1}  top-5 {self.top5}  on {self.top1.images} images, 95 % intervals"
+        )
+
+
+def labelled(folder: Path, artifact: Artifact) -> list[tuple[Path, int]]:
+    """The photographs under `folder` and their classes: from its labels.json (file to class index), else from the name
+    of the folder each lies in (a synset, a label or a class index)."""
+    table = folder / "labels.json"
+    if table.is_file():
+        try:
+            truth = {str(name): int(index) for name, index in json.loads(table.read_text("utf-8")).items()}
+        except (ValueError, AttributeError, TypeError) as error:
+            raise Failure(f"{table}: expected an object from file name to class index ({error})") from error
+        found = [(folder / name, index) for name, index in truth.items()]
+        absent = [path.name for path, _ in found if not path.is_file()]
+        if absent:
+            raise Failure(f"{table} names {len(absent)} files that are not there, {absent[0]} the first")
+    else:
+        index_of = {str(i): i for i in range(artifact.classes)}
+        for i, label in enumerate(artifact.labels):
+            index_of |= {name: i for name in (label.label, label.synset) if name}
+        found = [(path, index_of.get(path.parent.name, -1)) for path in photographs(folder)]
+        unknown = {path.parent.name for path, index in found if index < 0}
+        if unknown:
+            raise Failure(
+                f"{folder}: {sorted(unknown)[0]!r} names no class of {artifact.tag}; use one folder per synset, "
+                "label or class index, or a labels.json from file name to class index"
+            )
+    wrong = [index for _, index in found if not 0 <= index < artifact.classes]
+    if wrong:
+        raise Failure(f"{folder}: class {wrong[0]} is outside the {artifact.classes} classes of {artifact.tag}")
+    if not found:
+        raise Failure(f"{folder} holds no labelled photographs")
+    return found
+
+
+def evaluate(artifact: Artifact, folder: Path, engine: str = "auto", precision: str = "auto") -> Evaluation:
+    """Run `artifact` over the labelled photographs in `folder`, `BATCH` at a time."""
+    truth = labelled(folder, artifact)
+    runtime = open(artifact, engine, precision)
+    top1 = top5 = 0
+    predictions = {}
+    chunks = [truth[i : i + BATCH] for i in range(0, len(truth), BATCH)]
+    for chunk in progress(chunks, f"{artifact.tag} in {runtime.engine}"):
+        batch = []
+        for path, _ in chunk:
+            try:
+                with Image.open(path) as image:
+                    batch.append(pixels(image, artifact.preprocess))
+            except OSError as error:
+                raise Failure(f"{path} is not a readable image: {error}") from error
+        scores = runtime.run(np.stack(batch))
+        ranked = np.argsort(-scores, 1, kind="stable")[:, :5]
+        for (path, answer), row, best in zip(chunk, scores, ranked, strict=True):
+            top1 += int(best[0] == answer)
+            top5 += int(answer in best)
+            predictions[str(path.relative_to(folder))] = [(int(i), float(row[i])) for i in best]
+    runtime.close()
+    n = len(truth)
+    return Evaluation(
+        artifact.tag,
+        runtime.engine,
+        runtime.precision,
+        artifact.weights,
+        Accuracy(top1, n),
+        Accuracy(top5, n),
+        predictions,
+    )

@@ -1,0 +1,253 @@
+"""From artifact to scores: `open(artifact, engine).run(batch)` is the one way to run anything.
+
+An artifact is a folder with a manifest (`export/store.py` writes it into BentoML's model store). Nothing is loaded from
+it whose sha256 differs from the manifest's record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.console import Failure
+from models.preprocess import Label, Pixels, Preprocess
+
+Scores = NDArray[np.float32]
+
+MANIFEST = "manifest.json"
+LABELS = "labels.json"
+
+
+class ArtifactError(Failure):
+    """An artifact that is missing, damaged or not what was asked for."""
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One exported network: its folder and its manifest (the contract's, parsed)."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    version: str = ""
+
+    @property
+    def network(self) -> str:
+        return str(self.manifest["network"])
+
+    @property
+    def tag(self) -> str:
+        return f"{self.network}:{self.version}" if self.version else self.network
+
+    @property
+    def weights(self) -> str:
+        """ "pretrained", "custom" or "untrained"."""
+        return str(self.manifest["weights"]["kind"])
+
+    @property
+    def classes(self) -> int:
+        return int(self.manifest["classes"])
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        recipe = self.manifest["input"]
+        return Preprocess(
+            resize=recipe["resize"],
+            crop=recipe["crop"],
+            interpolation=recipe["interpolation"],
+            mean=tuple(recipe["mean"]),
+            std=tuple(recipe["std"]),
+            mode=recipe["mode"],
+        )
+
+    @cached_property
+    def labels(self) -> tuple[Label, ...]:
+        rows = json.loads(self.file(LABELS).read_text("utf-8"))
+        return tuple(Label(row["label"], row.get("synset")) for row in rows)
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest records, after checking its sha256.
+
+        Raises `ArtifactError` for a file that is not recorded, lies outside the folder, is a link, or has changed.
+        """
+        record = self.manifest["files"].get(name)
+        if record is None:
+            raise ArtifactError(f"{self.tag}: {name} is not recorded in its {MANIFEST}; export it again")
+        path = self.folder / name
+        if Path(name).name != name or path.is_symlink():
+            raise ArtifactError(f"{self.tag}: {name!r} does not name a plain file of the artifact; export it again")
+        if not path.is_file():
+            raise ArtifactError(f"{self.tag}: {name} is missing from {self.folder}; export it again")
+        actual = sha256(path)
+        if actual != record["sha256"]:
+            raise ArtifactError(
+                f"{self.tag}: {name} has sha256 {actual[:12]}..., its record says {record['sha256'][:12]}...; "
+                "it was changed or damaged after export: export it again"
+            )
+        return path
+
+    def graphs(self) -> dict[tuple[str, str], str]:
+        """The file for every (engine, precision) this artifact can run with, in the manifest's order."""
+        return {
+            (engine, record["precision"]): name
+            for name, record in self.manifest["files"].items()
+            for engine in record.get("engines", ())
+        }
+
+
+def load(folder: Path, version: str = "") -> Artifact:
+    """The artifact in `folder`; `ArtifactError` when its manifest is missing or unreadable."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        missing = {"schema", "network", "weights", "input", "classes", "files"} - manifest.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{folder} holds no readable {MANIFEST} ({error}); export the network again") from error
+    if missing:
+        raise ArtifactError(f"{path} lacks {', '.join(sorted(missing))}; export the network again")
+    return Artifact(folder, manifest, version)
+
+
+def find(tag: str) -> Artifact:
+    """The artifact called `tag` ("resnet50", "resnet50:latest" or "resnet50:<version>") in BentoML's model store."""
+    import bentoml
+    from bentoml.exceptions import BentoMLException
+
+    try:
+        model = bentoml.models.get(tag)
+    except (BentoMLException, ValueError) as error:
+        network = tag.split(":")[0]
+        raise ArtifactError(
+            f"no exported model is called {tag!r}; `python -m export {network}` makes one, "
+            "`python -m export list` shows what there is"
+        ) from error
+    return load(Path(model.path), model.tag.version or "")
+
+
+class Runtime(Protocol):
+    """A network ready to run: `run` takes uint8 [n, height, width, channels] and gives probabilities [n, classes].
+
+    One call runs at a time in a `Runtime`; who shares one brings the lock.
+    """
+
+    engine: str
+    precision: str
+    threads: int
+
+    def run(self, batch: Pixels) -> Scores: ...
+
+    def close(self) -> None: ...
+
+
+def cores() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class OnnxRuntime:
+    """ONNX Runtime on the CPU: one session, idle threads asleep so that decoding shares the cores with it."""
+
+    engine = "onnxruntime"
+
+    def __init__(self, graph: Path, precision: str, threads: int) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        self.precision, self.threads = precision, threads
+        self._session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, batch: Pixels) -> Scores:
+        scores: Scores = self._session.run(None, {self._input: batch})[0]
+        return scores
+
+    def close(self) -> None:
+        del self._session
+
+
+class OpenVino:
+    """OpenVINO on the CPU, in float32 as the file says: its own bfloat16 shortcut would change the answers."""
+
+    engine = "openvino"
+
+    def __init__(self, graph: Path, precision: str, threads: int) -> None:
+        import openvino
+
+        self.precision, self.threads = precision, threads
+        self._model = openvino.Core().compile_model(
+            str(graph),
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": 1,
+                "ENABLE_CPU_PINNING": False,
+            },
+        )
+        self._request = self._model.create_infer_request()
+
+    def run(self, batch: Pixels) -> Scores:
+        # share_inputs: the batch outlives the call. The output tensor does not, so it is copied out.
+        self._request.infer([batch], share_inputs=True)
+        scores: Scores = self._request.get_output_tensor().data.copy()
+        return scores
+
+    def close(self) -> None:
+        del self._request, self._model
+
+
+ENGINES: dict[str, type[OnnxRuntime] | type[OpenVino]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+
+# The package that carries each engine, and the extra that installs it.
+PACKAGES = {"onnxruntime": ("onnxruntime", "cpu"), "openvino": ("openvino", "cpu")}
+
+
+def available() -> tuple[str, ...]:
+    """The engines whose packages are installed here."""
+    from importlib.util import find_spec
+
+    return tuple(engine for engine, (package, _) in PACKAGES.items() if find_spec(package))
+
+
+def choose(artifact: Artifact, engine: str = "auto", precision: str = "auto") -> tuple[str, str]:
+    """The (engine, precision) to run `artifact` with: the first recorded one that is installed and fits the wish."""
+    graphs, installed = artifact.graphs(), available()
+    if engine != "auto" and engine not in ENGINES:
+        raise ArtifactError(f"no engine is called {engine!r}; there are {', '.join(ENGINES)}")
+    if engine != "auto" and engine not in installed:
+        raise ArtifactError(f"engine {engine} is not installed; pip install 'podium[{PACKAGES[engine][1]}]'")
+    for candidate in graphs:
+        if candidate[0] in installed and engine in ("auto", candidate[0]) and precision in ("auto", candidate[1]):
+            return candidate
+    has = ", ".join(f"{e} {p}" for e, p in graphs) or "nothing"
+    raise ArtifactError(
+        f"{artifact.tag} has no file for engine {engine} at precision {precision}; it has {has}, "
+        f"and installed here: {', '.join(installed) or 'no engine (pip install podium[cpu])'}"
+    )
+
+
+def open(artifact: Artifact, engine: str = "auto", precision: str = "auto", threads: int = 0) -> Runtime:
+    """`artifact` loaded into an engine, its file's sha256 checked; `threads` 0 takes every core."""
+    engine, precision = choose(artifact, engine, precision)
+    graph = artifact.file(artifact.graphs()[engine, precision])
+    try:
+        return ENGINES[engine](graph, precision, threads or cores())
+    except Exception as error:  # engines raise types of their own, RuntimeError among them
+        raise ArtifactError(f"{artifact.tag}: {engine} cannot load {graph.name}: {error}") from error

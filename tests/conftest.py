@@ -1,0 +1,61 @@
+"""What the tests share: a model store of their own, and a network small enough to make in a millisecond."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before anything imports bentoml: it reads both when it is first imported.
+os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="podium-tests-")
+
+import numpy as np
+import pytest
+
+from export.store import manifest_of, save
+from models.preprocess import Preprocess, default_labels
+from serving.runtime import Artifact
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+def tiny_onnx(path: Path, classes: int = 10, size: int = 32) -> Path:
+    """A classifier of the contract's form (uint8 NHWC in, probabilities out): mean colour, one matrix, softmax."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.random.default_rng(0).normal(size=(3, classes)).astype(np.float32) / 16
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["float", "axes"], ["mean"], keepdims=0),
+            helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", size, size, 3])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", classes])],
+        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.array([1, 2]), "axes")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def save_tiny(folder: Path, network: str = "tiny", classes: int = 10) -> Artifact:
+    """`tiny_onnx` saved in the model store under the name `network`."""
+    manifest = manifest_of(
+        network,
+        {"kind": "untrained", "origin": "seed 0", "sha256": None, "license": None},
+        Preprocess(resize=36, crop=32),
+        classes,
+        max_batch=64,
+    )
+    manifest["files"] = {"fp32.onnx": {"engines": ["onnxruntime", "openvino"], "precision": "fp32"}}
+    return save(manifest, {"fp32.onnx": tiny_onnx(folder / "fp32.onnx", classes)}, default_labels(classes))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
