@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -144,10 +145,19 @@ def save(manifest: Mapping[str, Any], files: Mapping[str, Path], labels: Sequenc
 
 
 def artifacts() -> list[Artifact]:
-    """Every artifact of ours in the store, newest first within a network; other BentoML models are passed over."""
+    """Every artifact of ours in the store, newest first within a network; other BentoML models are passed over.
+
+    One that cannot be read is named on stderr and passed over too: it must not hide the others.
+    """
     import bentoml
 
-    found = [m for m in bentoml.models.list() if (Path(m.path) / MANIFEST).is_file()]
-    found.sort(key=lambda m: m.info.creation_time, reverse=True)
-    found.sort(key=lambda m: m.tag.name)
-    return [load(Path(m.path), m.tag.version or "") for m in found]
+    models = [m for m in bentoml.models.list() if (Path(m.path) / MANIFEST).is_file()]
+    models.sort(key=lambda m: m.info.creation_time, reverse=True)
+    models.sort(key=lambda m: m.tag.name)
+    found = []
+    for model in models:
+        try:
+            found.append(load(Path(model.path), model.tag.version or ""))
+        except ArtifactError as error:
+            print(f"warning: {error}", file=sys.stderr)
+    return found

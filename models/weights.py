@@ -25,6 +25,7 @@ from models.console import Bar, Failure, Usage
 from models.preprocess import Label, Preprocess, default_labels
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 SEED = 0
@@ -318,8 +319,8 @@ LOGIT_STD = 2.0
 def make_untrained(module: nn.Module, recipe: Preprocess, seed: int = SEED) -> None:
     """Seeded weights under which signals keep their size from input to logits, whatever the depth.
 
-    He initialisation (arXiv 1502.01852); normalisation statistics taken from one pass over seeded noise, without which
-    50 residual blocks overflow float16; the last layer scaled to logits with a standard deviation of `LOGIT_STD`.
+    He initialisation (arXiv 1502.01852); normalisation statistics taken from one pass over seeded pictures, without
+    which 50 residual blocks overflow float16; the last layer scaled to logits with a standard deviation of `LOGIT_STD`.
     """
     import torch
     from torch import nn
@@ -338,14 +339,13 @@ def make_untrained(module: nn.Module, recipe: Preprocess, seed: int = SEED) -> N
         for m in module.modules()
         if isinstance(m, nn.Conv2d | nn.Linear)
     ]
-    noise = torch.rand(4, recipe.channels, recipe.crop, recipe.crop, generator=generator)
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (recipe.mean, recipe.std))
     module.eval()
     with torch.inference_mode():
         for m in norms:
             m.momentum = 1.0
             m.train()
-        logits = module((noise - mean) / std)
+        logits = module((_pictures(recipe, generator) - mean) / std)
         for m, momentum in zip(norms, momenta, strict=True):
             m.momentum = momentum
             m.eval()
@@ -355,3 +355,22 @@ def make_untrained(module: nn.Module, recipe: Preprocess, seed: int = SEED) -> N
         if not spread > 0:
             raise WeightsError("untrained weights give every class the same score; does the module ignore its input?")
         ran[-1].weight.mul_(LOGIT_STD / spread)
+
+
+def _pictures(recipe: Preprocess, generator: torch.Generator) -> Tensor:
+    """Eight seeded pictures [8, channels, crop, crop] in 0 to 1: random fields from one flat colour to white noise.
+
+    Photographs have something at every scale. White noise alone would not do: layers average it away, and statistics
+    taken from what is left magnify everything smooth.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    return torch.cat(
+        [
+            F.interpolate(
+                torch.rand(1, recipe.channels, cells, cells, generator=generator), recipe.crop, mode="nearest"
+            )
+            for cells in (1, 2, 4, 8, 16, 32, recipe.crop // 2, recipe.crop)
+        ]
+    )

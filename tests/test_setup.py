@@ -1,0 +1,27 @@
+"""What the set-up promises beyond what pip resolves."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import certifi
+
+
+def test_the_installed_bundle_trusts_none_of_the_emsign_roots() -> None:
+    """BentoML 1.4.40 raised its certifi floor to be rid of them; the Makefile lowers that floor by one day."""
+    context = ssl.create_default_context(cafile=certifi.where())
+    names = [dict(part[0] for part in cert["subject"]) for cert in context.get_ca_certs()]
+    assert len(names) > 100
+    assert not [n for n in names if "emsign" in str(n).lower() or "emudhra" in str(n).lower()]
+
+
+def test_serving_needs_no_torch_by_its_own_requirements() -> None:
+    import tomllib
+
+    from tests.conftest import ROOT
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    serving = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    assert not [need for need in serving if need.startswith(("torch", "onnx=", "onnxscript"))]
+    assert Path(ROOT / "LICENSE").read_text("utf-8").lstrip().startswith("Apache License")
