@@ -17,12 +17,14 @@ from models import SETS, expand
 from models.console import Failure, Usage, parser, run, table
 
 if TYPE_CHECKING:
-    from export.parity import Verdict
+    from export.parity import Inputs, Verdict
+    from export.quantize import Calibrated, Recipe
     from models.weights import Network
     from serving.runtime import Artifact
 
-PRECISIONS = ("fp32",)
-ENGINES = ("onnxruntime", "openvino")
+PRECISIONS = ("fp32", "int8", "fp16")
+CPU_ENGINES = ("onnxruntime", "openvino")
+ENGINES = CPU_ENGINES
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,6 +56,10 @@ def export_parser() -> argparse.ArgumentParser:
     made.add_argument("--labels", type=Path, help="the names of the classes: a text file, one per line, or a JSON list")
     made.add_argument(
         "--images", type=Path, help="the folder of photographs parity is judged on (default: the examples)"
+    )
+    made.add_argument("--calibration", type=Path, help="the folder of photographs INT8 is calibrated on")
+    made.add_argument(
+        "--tune", action="store_true", help="measure the engines and precisions here and record the fastest for serving"
     )
     made.add_argument(
         "--module", metavar="MODULE:CALLABLE", help="a network of your own: package.module:callable or file.py:callable"
@@ -136,17 +142,11 @@ def export(options: argparse.Namespace) -> int:
 def _export(
     network: Network, precisions: tuple[str, ...], engines: tuple[str, ...], options: argparse.Namespace
 ) -> tuple[Artifact, bool]:
-    """Write every file, hold each against the PyTorch original in every engine, and save them together.
+    """Write every file, hold each against the PyTorch original, and save them together.
 
     Gives the artifact, and whether it was made now: one that came from the same inputs is kept.
     """
-    import torch
-
-    from export import parity, store
-    from export.to_onnx import OPSET, to_onnx
-    from models.weights import SEED
-    from serving.runtime import ENGINES as RUNTIMES
-    from serving.runtime import cores, sha256
+    from export import store
 
     manifest = store.manifest_of(
         network.name,
@@ -156,51 +156,243 @@ def _export(
         options.max_batch,
         network.row,
         params=sum(p.numel() for p in network.module.parameters()),
+        macs=network.row.macs if network.row and network.classes == network.row.classes else None,
     )
-    request = {"precisions": precisions, "engines": engines, "labels": [item.label for item in network.labels]}
+    images = Images(network, precisions, options)
+    request = {
+        "precisions": precisions,
+        "engines": engines,
+        "tune": options.tune,
+        "images": images.fingerprint(),
+        "labels": [item.label for item in network.labels],
+    }
     manifest["fingerprint"] = store.fingerprint(manifest, request)
     kept = None if options.force else store.unchanged(network.name, manifest["fingerprint"])
     if kept:
         return kept, False
-    images = parity.inputs(network.preprocess, options.images, seed=SEED)
-    sizes = tuple(sorted({1, min(5, options.max_batch), min(8, options.max_batch)}))
     with tempfile.TemporaryDirectory(prefix="podium-") as folder:
-        files = {}
-        for precision in precisions:
-            path = Path(folder) / f"{precision}.onnx"
-            served = to_onnx(network, path, options.max_batch)
+        work = Work(network, Path(folder), images, engines, options.max_batch)
+        work.fp32()
+        if "fp16" in precisions:
+            work.fp16()
+        if "int8" in precisions:
+            work.int8()
+        if "fp32" not in precisions:
+            del work.records["fp32.onnx"]  # the others were made from it; it was not asked for
+        command = _command(network, precisions, engines, options)
+        manifest["files"] = {name: {**record, "command": command} for name, record in work.records.items()}
+        if options.tune:
+            from export.tune import tune
 
-            def original(batch: Any, served: Any = served) -> Any:
-                with torch.inference_mode():
-                    return served(torch.from_numpy(batch)).numpy()
+            manifest["tuning"] = tune(network.name, work.runnable(), network.preprocess.shape, options.max_batch)
+        return store.save(manifest, {name: Path(folder) / name for name in work.records}, network.labels), True
 
-            reference = parity.scores(original, images.batch, sizes, f"{network.name} in PyTorch")
-            verdicts: dict[str, Verdict] = {}
-            for engine in engines:
-                runtime = RUNTIMES[engine](path, precision, cores())
-                answer = parity.scores(runtime.run, images.batch, sizes, f"{network.name} {precision} in {engine}")
-                verdicts[engine] = parity.compare(reference, answer, images, parity.THRESHOLDS[precision])
-                runtime.close()
-                if not verdicts[engine].passed:
-                    raise Failure(
-                        f"{network.name} {precision} is not the same network in {engine}: "
-                        f"{'; '.join(verdicts[engine].failures)}; worst image: {verdicts[engine].worst_image}. "
-                        "Nothing was saved."
-                    )
-            files[path.name] = path
-            manifest["files"][path.name] = {
-                "engines": list(engines),
-                "precision": precision,
-                "opset": OPSET,
-                "parent": {"file": network.weights.origin, "sha256": network.weights.sha256},
-                "sha256": sha256(path),
-                "parity": {
-                    **parity.worst(verdicts.values()).record(),
-                    "by_engine": {engine: verdict.record() for engine, verdict in verdicts.items()},
-                },
-                "command": _command(network, precisions, engines, options),
-            }
-        return store.save(manifest, files, network.labels), True
+
+class Images:
+    """The photographs of one export: those it calibrates on, and others that judge it."""
+
+    def __init__(self, network: Network, precisions: tuple[str, ...], options: argparse.Namespace) -> None:
+        from export.evaluate import labelled
+        from export.parity import photographs
+        from export.quantize import CALIBRATION_IMAGES
+
+        self.network = network
+        self.folder: Path | None = options.calibration
+        trained = network.weights.kind != "untrained"
+        if "int8" in precisions and trained and self.folder is None:
+            raise Failure(
+                f"INT8 of trained weights is calibrated on photographs: pass --calibration DIR, with "
+                f"{CALIBRATION_IMAGES} of them or more of the kind the network will see"
+            )
+        found = photographs(self.folder) if self.folder else []
+        judges = photographs(options.images) if options.images else found[1::2]
+        self.calibration = _spread(found if options.images else found[::2], CALIBRATION_IMAGES)
+        self.judges = _spread(judges, JUDGES)
+        self.truth: dict[Path, int] = {}
+        source = options.images or self.folder
+        if source is not None and _has_labels(source):
+            self.truth = dict(labelled(source, network.labels))
+
+    def fingerprint(self) -> list[tuple[str, int]]:
+        return [(path.name, path.stat().st_size) for path in (*self.calibration, *self.judges)]
+
+    def inputs(self) -> Inputs:
+        from export.parity import inputs
+
+        return inputs(self.network.preprocess, self.judges, self.truth)
+
+    def to_calibrate(self) -> Any:
+        """uint8 [n, height, width, channels]: the photographs, or, for untrained weights without any, what we have."""
+        import numpy as np
+        import torch
+
+        from export.parity import inputs, read
+        from models.weights import SEED, pictures
+
+        recipe = self.network.preprocess
+        if self.calibration:
+            return np.stack([read(path, recipe) for path in self.calibration])
+        seeded = (pictures(recipe, torch.Generator().manual_seed(SEED)) * 255).byte().permute(0, 2, 3, 1).numpy()
+        examples = inputs(recipe)
+        return np.concatenate([examples.batch[: examples.counts()["photographs"]], seeded])
+
+
+JUDGES = 128  # photographs at most: enough to tell 99 % from 97 %, and seconds for the largest network
+
+
+def _spread(items: list[Path], count: int) -> list[Path]:
+    """At most `count` of `items`, evenly spread, so that a folder sorted by class gives some of each."""
+    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else items
+
+
+def _has_labels(folder: Path) -> bool:
+    return (folder / "labels.json").is_file()
+
+
+class Work:
+    """The files of one export on their way to the store, each held against the PyTorch original."""
+
+    def __init__(
+        self, network: Network, folder: Path, images: Images, engines: tuple[str, ...], max_batch: int
+    ) -> None:
+        from export import parity
+
+        self.network, self.folder, self.max_batch = network, folder, max_batch
+        self.on_cpu = tuple(e for e in engines if e in CPU_ENGINES)
+        self.images, self.inputs = images, images.inputs()
+        self.sizes = tuple(sorted({1, min(5, max_batch), min(8, max_batch)}))
+        self.records: dict[str, dict[str, Any]] = {}
+        self.reference = parity.scores(self._original(), self.inputs.batch, self.sizes, f"{network.name} in PyTorch")
+
+    def _original(self) -> Any:
+        import torch
+
+        from export.to_onnx import Served
+
+        served = Served(self.network.module, self.network.preprocess).eval()
+
+        def run(batch: Any) -> Any:
+            with torch.inference_mode():
+                return served(torch.from_numpy(batch)).numpy()
+
+        return run
+
+    def fp32(self) -> None:
+        from export.to_onnx import to_onnx
+
+        path = self.folder / "fp32.onnx"
+        to_onnx(self.network, path, self.max_batch)
+        weights = self.network.weights
+        self.keep(path, "fp32", self.on_cpu, {"file": weights.origin, "sha256": weights.sha256})
+
+    def fp16(self) -> None:
+        """float16 for TensorRT to build from. No CPU engine offers it: on a CPU it is cast back, and no faster."""
+        from export.to_onnx import to_onnx
+
+        path = self.folder / "fp16.onnx"
+        to_onnx(self.network, path, self.max_batch, half=True)
+        weights = self.network.weights
+        self.keep(path, "fp16", (), {"file": weights.origin, "sha256": weights.sha256})
+
+    def int8(self) -> None:
+        """The INT8 file of every family of engines asked for; layers that break the gate stay in float."""
+        from export.quantize import RECIPES, Calibrated, calibration_record
+        from serving.runtime import sha256
+
+        fp32, images = self.folder / "fp32.onnx", self.images.to_calibrate()
+        calibrated = Calibrated(fp32, images, self.folder, f"calibrating {self.network.name}")
+        for recipe in RECIPES.values():
+            engines = tuple(e for e in self.on_cpu if e in recipe.engines)
+            if recipe.engines != CPU_ENGINES or engines:
+                extra = self._quantize(calibrated, recipe, engines)
+                extra["calibration"] = calibration_record(self.images.folder, len(images))
+                self.keep(
+                    self.folder / recipe.file, "int8", engines, {"file": fp32.name, "sha256": sha256(fp32)}, extra
+                )
+
+    def _quantize(self, calibrated: Calibrated, recipe: Recipe, engines: tuple[str, ...]) -> dict[str, Any]:
+        """Quantize all of it, or all but the fewest groups of layers without which the gate passes."""
+        from export import parity
+        from export.quantize import groups_of
+        from models.console import progress
+
+        path, layers = self.folder / recipe.file, calibrated.layers()
+        calibrated.quantize(path, recipe)
+        first = parity.worst(self.judge(path, "int8", engines).values())
+        if first.passed:
+            return {"float_layers": []}
+        groups, harm = groups_of(list(layers)), []
+        for group in progress(groups, f"which layers of {self.network.name} suffer"):
+            calibrated.quantize(path, recipe, [layer for layer in layers if layer not in group])
+            harm.append(parity.worst(self.judge(path, "int8", engines[:1]).values()).cosine)
+        ranked = sorted(range(len(groups)), key=harm.__getitem__)
+        for count in range(1, len(groups) // 2 + 1):
+            left = [layer for i in ranked[:count] for layer in groups[i]]
+            calibrated.quantize(path, recipe, left)
+            if parity.worst(self.judge(path, "int8", engines).values()).passed:
+                return {"float_layers": [layers[layer] for layer in left]}
+        worst = [layers[layer] for layer in groups[ranked[0]]]
+        raise Failure(
+            f"{self.network.name} int8 is not the same network: {'; '.join(first.failures)}; worst image: "
+            f"{first.worst_image}; most damaging layers: {worst[0]} to {worst[-1]}; leaving half of the layers "
+            "in float does not mend it. Calibrate on more photographs, or on the kind it will see. Nothing was saved."
+        )
+
+    def judge(self, path: Path, precision: str, engines: tuple[str, ...]) -> dict[str, Verdict]:
+        """`path` against the original in each of `engines`; in ONNX Runtime where it is made for a GPU."""
+        from export import parity
+        from serving.runtime import ENGINES, cores
+
+        verdicts = {}
+        for engine in engines or ("onnxruntime",):
+            runtime = ENGINES[engine](path, precision, cores())
+            what = f"{self.network.name} {precision} in {engine}"
+            answer = parity.scores(runtime.run, self.inputs.batch, self.sizes, what)
+            limits = parity.limits(precision, self.network.weights.kind)
+            verdicts[engine] = parity.compare(self.reference, answer, self.inputs, limits)
+            runtime.close()
+        return verdicts
+
+    def keep(
+        self,
+        path: Path,
+        precision: str,
+        engines: tuple[str, ...],
+        parent: dict[str, Any],
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        """Record `path` for the manifest, or raise `Failure` where it is not the same network."""
+        from export import parity
+        from export.to_onnx import OPSET
+        from serving.runtime import sha256
+
+        verdicts = self.judge(path, precision, engines)
+        for engine, verdict in verdicts.items():
+            if not verdict.passed:
+                raise Failure(
+                    f"{self.network.name} {precision} is not the same network in {engine}: "
+                    f"{'; '.join(verdict.failures)}; worst image: {verdict.worst_image}. Nothing was saved."
+                )
+        self.records[path.name] = {
+            "engines": list(engines),
+            "precision": precision,
+            "opset": OPSET,
+            "parent": parent,
+            "sha256": sha256(path),
+            **(extra or {}),
+            "parity": {
+                **parity.worst(verdicts.values()).record(),
+                "by_engine": {engine: verdict.record() for engine, verdict in verdicts.items()},
+            },
+        }
+
+    def runnable(self) -> dict[tuple[str, str], Path]:
+        """The file for each (engine, precision) that runs on this machine."""
+        return {
+            (engine, record["precision"]): self.folder / name
+            for name, record in self.records.items()
+            for engine in record["engines"]
+        }
 
 
 def _command(
@@ -316,7 +508,7 @@ def verify(options: argparse.Namespace) -> int:
         artifact.file(name)
     if len(artifact.labels) != artifact.classes:
         raise Failure(f"{artifact.tag}: {len(artifact.labels)} labels for {artifact.classes} classes; export it again")
-    images = parity.inputs(artifact.preprocess, options.images)
+    images = parity.inputs(artifact.preprocess, parity.photographs(options.images) if options.images else ())
     answers: dict[str, Any] = {}
     for (engine, precision), name in artifact.graphs().items():
         verdict = artifact.manifest["files"][name].get("parity", {}).get("verdict")
@@ -332,7 +524,7 @@ def verify(options: argparse.Namespace) -> int:
             raise Failure(f"{artifact.tag}: {engine} gives no probabilities: shape {answer.shape}; export it again")
         # Engines that run the same file must agree here too, not only on the machine that exported it.
         first = answers.setdefault(name, answer)
-        again = parity.compare(first, answer, images, parity.THRESHOLDS[precision])
+        again = parity.compare(first, answer, images, parity.limits(precision, artifact.weights))
         if not again.passed:
             raise Failure(f"{artifact.tag}: {engine} disagrees on {name} on this machine: {'; '.join(again.failures)}")
         print(f"{name}  {engine} {precision}  sha256 and {len(images.batch)} images checked, parity passed")

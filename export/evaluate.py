@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from export.parity import photographs
+from export.parity import photographs, read
 from models.console import Failure, progress
-from models.preprocess import pixels
+from models.preprocess import Label
 from serving.runtime import Artifact, open
 
 BATCH = 8
@@ -67,7 +67,7 @@ class Evaluation:
         )
 
 
-def labelled(folder: Path, artifact: Artifact) -> list[tuple[Path, int]]:
+def labelled(folder: Path, labels: Sequence[Label]) -> list[tuple[Path, int]]:
     """The photographs under `folder` and their classes: from its labels.json (file to class index), else from the name
     of the folder each lies in (a synset, a label or a class index)."""
     table = folder / "labels.json"
@@ -81,19 +81,19 @@ def labelled(folder: Path, artifact: Artifact) -> list[tuple[Path, int]]:
         if absent:
             raise Failure(f"{table} names {len(absent)} files that are not there, {absent[0]} the first")
     else:
-        index_of = {str(i): i for i in range(artifact.classes)}
-        for i, label in enumerate(artifact.labels):
+        index_of = {str(i): i for i in range(len(labels))}
+        for i, label in enumerate(labels):
             index_of |= {name: i for name in (label.label, label.synset) if name}
         found = [(path, index_of.get(path.parent.name, -1)) for path in photographs(folder)]
         unknown = {path.parent.name for path, index in found if index < 0}
         if unknown:
             raise Failure(
-                f"{folder}: {sorted(unknown)[0]!r} names no class of {artifact.tag}; use one folder per synset, "
+                f"{folder}: {sorted(unknown)[0]!r} names none of the {len(labels)} classes; use one folder per synset, "
                 "label or class index, or a labels.json from file name to class index"
             )
-    wrong = [index for _, index in found if not 0 <= index < artifact.classes]
+    wrong = [index for _, index in found if not 0 <= index < len(labels)]
     if wrong:
-        raise Failure(f"{folder}: class {wrong[0]} is outside the {artifact.classes} classes of {artifact.tag}")
+        raise Failure(f"{folder}: class {wrong[0]} is outside the {len(labels)} classes of the network")
     if not found:
         raise Failure(f"{folder} holds no labelled photographs")
     return found
@@ -101,20 +101,13 @@ def labelled(folder: Path, artifact: Artifact) -> list[tuple[Path, int]]:
 
 def evaluate(artifact: Artifact, folder: Path, engine: str = "auto", precision: str = "auto") -> Evaluation:
     """Run `artifact` over the labelled photographs in `folder`, `BATCH` at a time."""
-    truth = labelled(folder, artifact)
+    truth = labelled(folder, artifact.labels)
     runtime = open(artifact, engine, precision)
     top1 = top5 = 0
     predictions = {}
     chunks = [truth[i : i + BATCH] for i in range(0, len(truth), BATCH)]
     for chunk in progress(chunks, f"{artifact.tag} in {runtime.engine}"):
-        batch = []
-        for path, _ in chunk:
-            try:
-                with Image.open(path) as image:
-                    batch.append(pixels(image, artifact.preprocess))
-            except OSError as error:
-                raise Failure(f"{path} is not a readable image: {error}") from error
-        scores = runtime.run(np.stack(batch))
+        scores = runtime.run(np.stack([read(path, artifact.preprocess) for path, _ in chunk]))
         ranked = np.argsort(-scores, 1, kind="stable")[:, :5]
         for (path, answer), row, best in zip(chunk, scores, ranked, strict=True):
             top1 += int(best[0] == answer)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -49,8 +48,7 @@ def run(arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None) -
             return error.status
         if isinstance(error, BrokenPipeError):
             # The reader (`head`, say) went away; keep the interpreter from complaining about it at exit.
-            with suppress(OSError):
-                sys.stdout = None  # type: ignore[assignment]
+            sys.stdout = None
             return 0
         print(f"{arguments.prog}: interrupted; what was finished is kept", file=sys.stderr)
         return 130
@@ -58,7 +56,7 @@ def run(arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None) -
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
     """Yield `items` behind a progress bar on stderr; silent where stderr is no terminal."""
-    with Bar(description, len(items) if total is None and hasattr(items, "__len__") else total) as bar:
+    with Bar(description, len(items) if total is None and isinstance(items, Sized) else total) as bar:
         for item in items:
             yield item
             bar.advance()

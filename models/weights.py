@@ -345,7 +345,7 @@ def make_untrained(module: nn.Module, recipe: Preprocess, seed: int = SEED) -> N
         for m in norms:
             m.momentum = 1.0
             m.train()
-        logits = module((_pictures(recipe, generator) - mean) / std)
+        logits = module((pictures(recipe, generator) - mean) / std)
         for m, momentum in zip(norms, momenta, strict=True):
             m.momentum = momentum
             m.eval()
@@ -357,7 +357,7 @@ def make_untrained(module: nn.Module, recipe: Preprocess, seed: int = SEED) -> N
         ran[-1].weight.mul_(LOGIT_STD / spread)
 
 
-def _pictures(recipe: Preprocess, generator: torch.Generator) -> Tensor:
+def pictures(recipe: Preprocess, generator: torch.Generator) -> Tensor:
     """Eight seeded pictures [8, channels, crop, crop] in 0 to 1: random fields from one flat colour to white noise.
 
     Photographs have something at every scale. White noise alone would not do: layers average it away, and statistics
