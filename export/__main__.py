@@ -94,8 +94,8 @@ def action_parser(action: str, call: Any) -> argparse.ArgumentParser:
         made.add_argument(
             "--images", type=Path, required=True, help="folder per synset or per label, or with a labels.json"
         )
-        made.add_argument("--engine", default="auto", help="onnxruntime, openvino or auto (default)")
-        made.add_argument("--precision", default="auto", help="a precision the artifact has, or auto (default)")
+        made.add_argument("--engine", default="all", help="an engine, auto (what serving takes), or all (default)")
+        made.add_argument("--precision", default="all", help="a precision the artifact has, or all (default)")
         made.add_argument("--predictions", type=Path, help="also write the top-5 of every photograph to this JSON file")
         made.add_argument("--json", action="store_true", help="for machines")
     return made
@@ -161,7 +161,7 @@ def _export(
     images = Images(network, precisions, options)
     request = {
         "precisions": precisions,
-        "engines": engines,
+        "engines": engines if options.engine else "all",
         "tune": options.tune,
         "images": images.fingerprint(),
         "labels": [item.label for item in network.labels],
@@ -171,7 +171,7 @@ def _export(
     if kept:
         return kept, False
     with tempfile.TemporaryDirectory(prefix="podium-") as folder:
-        work = Work(network, Path(folder), images, engines, options.max_batch)
+        work = Work(network, Path(folder), images, engines, not options.engine, options.max_batch)
         work.fp32()
         if "fp16" in precisions:
             work.fp16()
@@ -253,11 +253,13 @@ class Work:
     """The files of one export on their way to the store, each held against the PyTorch original."""
 
     def __init__(
-        self, network: Network, folder: Path, images: Images, engines: tuple[str, ...], max_batch: int
+        self, network: Network, folder: Path, images: Images, engines: tuple[str, ...], everything: bool, max_batch: int
     ) -> None:
+        """`everything`: no engines were named, so the files of those that are not installed here are made as well."""
         from export import parity
 
         self.network, self.folder, self.max_batch = network, folder, max_batch
+        self.engines, self.everything = engines, everything
         self.on_cpu = tuple(e for e in engines if e in CPU_ENGINES)
         self.images, self.inputs = images, images.inputs()
         self.sizes = tuple(sorted({1, min(5, max_batch), min(8, max_batch)}))
@@ -303,7 +305,7 @@ class Work:
         calibrated = Calibrated(fp32, images, self.folder, f"calibrating {self.network.name}")
         for recipe in RECIPES.values():
             engines = tuple(e for e in self.on_cpu if e in recipe.engines)
-            if recipe.engines != CPU_ENGINES or engines:
+            if self.everything or set(recipe.engines) & set(self.engines):
                 extra = self._quantize(calibrated, recipe, engines)
                 extra["calibration"] = calibration_record(self.images.folder, len(images))
                 self.keep(
@@ -534,15 +536,20 @@ def verify(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     from export.evaluate import evaluate as measure
+    from export.evaluate import sides
     from serving.runtime import find
 
-    result = measure(find(options.tag), options.images, options.engine, options.precision)
+    artifact = find(options.tag)
+    pairs = [("auto", "auto")] if options.engine == "auto" else sides(artifact, options.engine, options.precision)
+    results = [measure(artifact, options.images, *pair) for pair in pairs]
     if options.predictions:
-        options.predictions.write_text(json.dumps(result.predictions, indent=1) + "\n", "utf-8")
+        options.predictions.write_text(json.dumps(results[0].predictions, indent=1) + "\n", "utf-8")
     if options.json:
-        print(json.dumps(result.record(), indent=1))
+        print(json.dumps([result.record() for result in results], indent=1))
     else:
-        print(result)
+        rows = [(r.engine, r.precision, r.top1, r.top5) for r in results]
+        print(f"{artifact.tag}  {artifact.weights.upper()} weights  {results[0].top1.images} images, 95 % intervals")
+        print(table(rows, ("engine", "precision", "top-1", "top-5")))
     return 0
 
 

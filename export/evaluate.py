@@ -14,7 +14,7 @@ import numpy as np
 from export.parity import photographs, read
 from models.console import Failure, progress
 from models.preprocess import Label
-from serving.runtime import Artifact, open
+from serving.runtime import Artifact, available, choose, open
 
 BATCH = 8
 
@@ -60,12 +60,6 @@ class Evaluation:
         head = {"tag": self.tag, "engine": self.engine, "precision": self.precision, "weights": self.weights}
         return {**head, "top1": self.top1.record(), "top5": self.top5.record()}
 
-    def __str__(self) -> str:
-        return (
-            f"{self.tag}  {self.engine} {self.precision}  {self.weights.upper()} weights  "
-            f"top-1 {self.top1}  top-5 {self.top5}  on {self.top1.images} images, 95 % intervals"
-        )
-
 
 def labelled(folder: Path, labels: Sequence[Label]) -> list[tuple[Path, int]]:
     """The photographs under `folder` and their classes: from its labels.json (file to class index), else from the name
@@ -97,6 +91,15 @@ def labelled(folder: Path, labels: Sequence[Label]) -> list[tuple[Path, int]]:
     if not found:
         raise Failure(f"{folder} holds no labelled photographs")
     return found
+
+
+def sides(artifact: Artifact, engine: str = "all", precision: str = "all") -> list[tuple[str, str]]:
+    """The (engine, precision) pairs of `artifact` that fit the wish and are installed here; "all" fits every one."""
+    installed = available()
+    fitting = [
+        (e, p) for e, p in artifact.graphs() if e in installed and engine in ("all", e) and precision in ("all", p)
+    ]
+    return fitting or [choose(artifact, engine, precision)[:2]]  # which says what there is
 
 
 def evaluate(artifact: Artifact, folder: Path, engine: str = "auto", precision: str = "auto") -> Evaluation:

@@ -15,7 +15,7 @@ from typing import Any
 from models import Spec
 from models.console import Failure
 from models.preprocess import Label, Preprocess
-from serving.runtime import LABELS, MANIFEST, Artifact, ArtifactError, find, load, sha256
+from serving.runtime import LABELS, MANIFEST, Artifact, ArtifactError, cpu_model, find, load, sha256
 
 SCHEMA = 1
 
@@ -34,17 +34,6 @@ def environment() -> dict[str, Any]:
         "cpu": cpu_model(),
         "versions": versions,
     }
-
-
-def cpu_model() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def manifest_of(

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from export.store import cpu_model
 from models.console import progress
-from serving.runtime import ENGINES, Runtime, cores
+from serving.runtime import ENGINES, Runtime, cores, cpu_model
 
 BATCHES = (1, 8)
 ROUNDS = 5

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,6 +157,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
 class OnnxRuntime:
     """ONNX Runtime on the CPU: one session, idle threads asleep so that decoding shares the cores with it."""
 
@@ -226,16 +238,45 @@ def available() -> tuple[str, ...]:
     return tuple(engine for engine, (package, _) in PACKAGES.items() if find_spec(package))
 
 
-def choose(artifact: Artifact, engine: str = "auto", precision: str = "auto") -> tuple[str, str]:
-    """The (engine, precision) to run `artifact` with: the first recorded one that is installed and fits the wish."""
+class Choice(NamedTuple):
+    """What a network runs with."""
+
+    engine: str
+    precision: str
+    threads: int
+
+
+def _tuned(artifact: Artifact) -> list[tuple[str, str, int]]:
+    """(engine, precision, threads) from fastest to slowest, where `export --tune` measured them on a machine like this.
+
+    The product of the latencies over the batch sizes orders them, so that no batch size is given up for another.
+    """
+    tuning = artifact.manifest.get("tuning") or {}
+    if (tuning.get("cpu"), tuning.get("cores")) != (cpu_model(), cores()):
+        return []
+    product: dict[tuple[str, str, int], float] = {}
+    for row in tuning["rows"]:
+        key = (row["engine"], row["precision"], row["threads"])
+        product[key] = product.get(key, 1.0) * row["latency_ms"]
+    return sorted(product, key=product.__getitem__)
+
+
+def choose(artifact: Artifact, engine: str = "auto", precision: str = "auto", threads: int = 0) -> Choice:
+    """What to run `artifact` with: the fastest that fits the wish where tuning measured this machine, else the first.
+
+    `threads` 0 takes the count that tuning chose, or every core.
+    """
     graphs, installed = artifact.graphs(), available()
     if engine != "auto" and engine not in ENGINES:
         raise ArtifactError(f"no engine is called {engine!r}; there are {', '.join(ENGINES)}")
     if engine != "auto" and engine not in installed:
         raise ArtifactError(f"engine {engine} is not installed; pip install 'podium[{PACKAGES[engine][1]}]'")
-    for candidate in graphs:
-        if candidate[0] in installed and engine in ("auto", candidate[0]) and precision in ("auto", candidate[1]):
-            return candidate
+    fitting = [(e, p) for e, p in graphs if e in installed and engine in ("auto", e) and precision in ("auto", p)]
+    for e, p, tuned in _tuned(artifact):
+        if (e, p) in fitting:
+            return Choice(e, p, threads or tuned)
+    if fitting:
+        return Choice(*fitting[0], threads or cores())
     has = ", ".join(f"{e} {p}" for e, p in graphs) or "nothing"
     raise ArtifactError(
         f"{artifact.tag} has no file for engine {engine} at precision {precision}; it has {has}, "
@@ -245,9 +286,9 @@ def choose(artifact: Artifact, engine: str = "auto", precision: str = "auto") ->
 
 def open(artifact: Artifact, engine: str = "auto", precision: str = "auto", threads: int = 0) -> Runtime:
     """`artifact` loaded into an engine, its file's sha256 checked; `threads` 0 takes every core."""
-    engine, precision = choose(artifact, engine, precision)
-    graph = artifact.file(artifact.graphs()[engine, precision])
+    chosen = choose(artifact, engine, precision, threads)
+    graph = artifact.file(artifact.graphs()[chosen.engine, chosen.precision])
     try:
-        return ENGINES[engine](graph, precision, threads or cores())
+        return ENGINES[chosen.engine](graph, chosen.precision, chosen.threads)
     except Exception as error:  # engines raise types of their own, RuntimeError among them
-        raise ArtifactError(f"{artifact.tag}: {engine} cannot load {graph.name}: {error}") from error
+        raise ArtifactError(f"{artifact.tag}: {chosen.engine} cannot load {graph.name}: {error}") from error

@@ -1,4 +1,4 @@
-"""Where weights come from: a publisher (a local server plays it), files, seeds; and what is said when they do not fit."""
+"""Where weights come from: a publisher (played by a local server), files, seeds; what is said when they do not fit."""
 
 from __future__ import annotations
 

@@ -1,0 +1,283 @@
+"""`python -m benchmarks`: measure what is exported, load a running service, and write the report."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import records
+from models import SETS, console
+from models.console import Failure, Usage
+
+RESULTS = Path(".podium") / "results"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return console.run(parser(), argv)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = console.parser(
+        "python -m benchmarks",
+        "Measure the exported networks for time, memory and power, load a running service, and report.",
+        "python -m benchmarks run --set five --batch 1,4,16",
+    )
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, call: Callable[[argparse.Namespace], int], about: str, example: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=about,
+            description=about,
+            epilog=f"example:\n  python -m benchmarks {name} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(call=call)
+        return sub
+
+    run_ = command(
+        "run",
+        run,
+        "Measure networks x engines x precisions x batches, each pass in a fresh process.",
+        "--set five --engine onnxruntime,openvino --batch 1,4,16",
+    )
+    what = run_.add_mutually_exclusive_group()
+    what.add_argument(
+        "--set", choices=sorted(SETS), help="the exported networks of a set (default: every exported network)"
+    )
+    what.add_argument("--models", nargs="+", metavar="TAG", help="artifacts, as `python -m export list` shows them")
+    run_.add_argument("--engine", type=words, metavar="E,...", help="default: every installed engine the artifact has")
+    run_.add_argument("--precision", type=words, metavar="P,...", help="default: every precision the artifact has")
+    run_.add_argument(
+        "--batch", type=positive_integers, metavar="N,...", help="default: 1,2,4,8,16 (with --quick: 1,4)"
+    )
+    run_.add_argument("--threads", type=natural, default=0, metavar="N", help="for the engine (default: every core)")
+    run_.add_argument(
+        "--quick", action="store_true", help="a short look: one start, one engine and precision a network"
+    )
+    run_.add_argument("--fresh", action="store_true", help="measure again what --out already holds")
+    run_.add_argument("--out", type=Path, metavar="FILE", help=f"default: {RESULTS}/<machine>-<date>.json")
+
+    load_ = command(
+        "load",
+        load,
+        "Send requests to a running service: closed loop over concurrencies, or open loop at a rate.",
+        "http://127.0.0.1:3000 --concurrency 1,4,16 --duration 10",
+    )
+    load_.add_argument("url", help="the service's address, as http://HOST:PORT")
+    load_.add_argument("--model", metavar="NETWORK", help="which network to ask for (default: the service's first)")
+    load_.add_argument(
+        "--concurrency", type=positive_integers, metavar="N,...", help="requests in flight (default: 1,4,16)"
+    )
+    load_.add_argument(
+        "--rate",
+        type=positives,
+        metavar="R,...",
+        help="requests per second, Poisson arrivals, timed from the intended send",
+    )
+    load_.add_argument("--duration", type=positive, default=10.0, metavar="S", help="of each measurement (default: 10)")
+    load_.add_argument("--slo-ms", type=positive, metavar="MS", help="state the share of requests answered within this")
+    load_.add_argument("--images", type=Path, metavar="DIR", help="photographs to send (default: a synthetic one)")
+    load_.add_argument("--out", type=Path, metavar="FILE", help=f"default: {RESULTS}/<machine>-<date>-load.json")
+
+    report_ = command(
+        "report",
+        report,
+        "Write one HTML page, Markdown, CSV and figures from result files.",
+        "benchmarks/results/*.json --out report",
+    )
+    report_.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="files that `run` and `load` wrote")
+    report_.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for the report")
+    return made
+
+
+def words(text: str) -> list[str]:
+    found = [word for word in text.split(",") if word]
+    if not found:
+        raise argparse.ArgumentTypeError("expected a comma-separated list")
+    return found
+
+
+def positives(text: str) -> list[float]:
+    return [positive(word) for word in words(text)]
+
+
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def positive_integers(text: str) -> list[int]:
+    found = [natural(word) for word in words(text)]
+    if 0 in found:
+        raise argparse.ArgumentTypeError("expected integers from 1")
+    return found
+
+
+def natural(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a non-negative integer")
+    return int(text)
+
+
+def run(options: argparse.Namespace) -> int:
+    from benchmarks import environment, measure
+    from serving.runtime import ENGINES, cores
+
+    for engine in options.engine or ():
+        if engine not in ENGINES:
+            raise Usage(f"no engine is called {engine!r}; there are {', '.join(ENGINES)}")
+    settings = measure.QUICK if options.quick else measure.FULL
+    wanted = measure.cells(
+        chosen(options),
+        options.engine,
+        options.precision,
+        options.batch or ([1, 4] if options.quick else [1, 2, 4, 8, 16]),
+        first_only=options.quick and options.engine is None and options.precision is None,
+    )
+    if not wanted:
+        raise Usage("no exported file fits --engine and --precision here; `python -m export list` shows what there is")
+    here = environment.describe(options.threads) | {"settings": settings.name}
+    path = options.out or default_path(environment.machine(here), "-quick" if options.quick else "")
+    if warning := environment.busy(here):
+        print(f"python -m benchmarks: {warning}", file=sys.stderr)
+    done = [] if options.fresh else earlier(path, here)
+    seen = {records.key(item) for item in done if records.measured(item)}
+    ours = {records.key(measure.describe(cell, options.threads or cores(), settings)) for cell in wanted}
+    if already := len(ours & seen):
+        print(f"{already} of {len(wanted)} are in {path} already; --fresh measures them again", file=sys.stderr)
+    todo = len(ours - seen)
+    # The file exists from the start: what cannot be written is known before an hour of measuring, not after.
+    records.write(path, here, done)
+    try:
+        with console.Bar("measuring", todo) as bar:
+            for item in measure.measure_all(wanted, settings, options.threads or cores(), seen):
+                done = [old for old in done if records.key(old) != records.key(item)] + [item]
+                records.write(path, here, done)
+                bar.describe(f"{item['network']} {item['engine']} {item['precision']}")
+                bar.advance()
+    finally:
+        mine = [item for item in done if records.key(item) in ours]
+        if mine:
+            print(summary(mine))
+        print(path)
+    failed = [item for item in mine if not records.measured(item)]
+    if failed and len(failed) == len(mine):
+        raise Failure(f"nothing could be measured; the first reason: {failed[0]['status'].removeprefix('failed: ')}")
+    return 0
+
+
+def chosen(options: argparse.Namespace) -> list[Any]:
+    """The artifacts to measure: those named, or the newest of each network in the store."""
+    from export.store import artifacts
+    from serving.runtime import find
+
+    if options.models:
+        return [find(tag) for tag in options.models]
+    newest: dict[str, Any] = {}
+    for artifact in artifacts():
+        newest.setdefault(artifact.network, artifact)
+    if not newest:
+        raise Usage("nothing is exported yet; `python -m export --set five` makes something to measure")
+    if not options.set:
+        return list(newest.values())
+    missing = [name for name in SETS[options.set] if name not in newest]
+    if missing:
+        print(f"not exported, so not measured: {', '.join(missing)}", file=sys.stderr)
+    if len(missing) == len(SETS[options.set]):
+        raise Usage(f"nothing of the set is exported yet; `python -m export --set {options.set}` does it")
+    return [newest[name] for name in SETS[options.set] if name in newest]
+
+
+def default_path(machine: str, suffix: str) -> Path:
+    from datetime import datetime
+
+    return RESULTS / f"{machine}-{datetime.now().astimezone():%Y-%m-%d}{suffix}.json"
+
+
+def earlier(path: Path, here: dict[str, Any]) -> list[records.Record]:
+    """What `path` already holds, to go on from; `Usage` when it was measured under other conditions."""
+    from benchmarks import environment
+
+    if not path.exists():
+        return []
+    document = records.read(path)
+    there = document["environment"]
+    other = environment.differences(there, here)
+    for name in ("settings", "threads"):
+        if there.get(name) != here.get(name):
+            other.append(f"{name} {there.get(name)!r} and {here.get(name)!r}")
+    if other:
+        raise Usage(f"{path} was measured under other conditions ({'; '.join(other)}); give another --out, or --fresh")
+    kept: list[records.Record] = document["records"]
+    return kept
+
+
+def summary(items: Sequence[records.Record]) -> str:
+    """What was measured, for the terminal."""
+    header = ("network", "weights", "engine", "precision", "batch", "p50 ms", "p99 ms", "calls", "img/s", "MB", "W net")
+    rows, notes = [], []
+    for item in items:
+        first = (item["network"], item["weights"], item["engine"], item["precision"], item["batch"])
+        if records.measured(item):
+            latency, s = item["latency_ms"], records.significant
+            power = item["power"]["net_w"]
+            rows.append(
+                (*first, s(latency["p50"]), s(latency["p99"]), latency["count"], s(item["throughput_img_s"]),
+                 s(item["memory_mb"]["peak_rss"]), s(power) if power is not None else "not measured")
+            )  # fmt: skip
+        else:
+            rows.append((*first, "failed", "", "", "", "", ""))
+            notes.append(
+                f"{item['network']} {item['engine']} {item['precision']} batch {item['batch']} {item['status']}"
+            )
+    reasons = sorted({item["power"]["reason"] for item in items if records.measured(item) and item["power"]["reason"]})
+    return "\n".join(
+        [console.table(rows, header, right=range(4, 11)), *notes, *(f"Power: {reason}." for reason in reasons)]
+    )
+
+
+def load(options: argparse.Namespace) -> int:
+    from benchmarks import environment
+    from benchmarks import load as loads
+
+    here = environment.describe() | {"settings": "load", "target": options.url}
+    path = options.out or default_path(environment.machine(here), "-load")
+    bodies = loads.photographs(options.images) if options.images else [loads.synthetic_photograph()]
+    concurrencies = options.concurrency or ([] if options.rate else [1, 4, 16])
+    plan = [loads.Scenario(concurrency=n) for n in concurrencies] + [loads.Scenario(rate=r) for r in options.rate or ()]
+    made: list[records.Record] = []
+    try:
+        for scenario in console.progress(plan, "loading"):
+            made.append(loads.drive(options.url, scenario, bodies, options.duration, options.model, options.slo_ms))
+            records.write(path, here, made)
+    finally:
+        if made:
+            print(loads.summary(made))
+            print(path)
+    if not any(records.measured(item) for item in made):
+        raise Failure(f"no request was answered: {made[0]['status'].removeprefix('failed: ')}")
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    from benchmarks import report as reports
+
+    documents = [(path.stem, records.read(path)) for path in options.results]
+    print(reports.write(documents, options.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""One cell of the comparison: a network in an engine at a precision and a batch, timed, weighed and metered.
+
+Each pass runs in a fresh process (`benchmarks/child.py`), so that none disturbs another; the parent sleeps in a
+blocking call meanwhile. What is timed is `Runtime.run` as a caller sees it: one batch of uint8 pixels in memory to its
+probabilities in memory, on one stream, one call after another (MLPerf-style SingleStream at batch 1, Offline above).
+Decoding a photograph is not in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import records
+from benchmarks.power import SensorError, sensor_for
+from models import SPECS
+from serving.runtime import Artifact, available, choose
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long to look. Times are in seconds."""
+
+    name: str
+    starts: int  # fresh processes that time the same cell
+    warmup_s: float  # at most; warm-up ends when windows agree
+    measure_s: float  # at least, in each start
+    limit_s: float  # at most, in each start, unless fewer than `fewest` calls fit
+    calls: int  # at least, in each start, if `limit_s` allows
+    fewest: int  # at least, in each start, whatever it takes
+    most: int  # at most, in each start: every value is kept, and the smallest network makes 50,000 a second
+    idle_s: float
+    window_s: float
+    trials: int
+
+
+# Full: three starts, because two processes of one network differ by more than the calls of one process.
+# Quick: one short look for a demonstration; its intervals say how little it knows.
+FULL = Settings("full", 3, 3.0, 3.0, 8.0, 30, 3, 3000, idle_s=10.0, window_s=5.0, trials=3)
+QUICK = Settings("quick", 1, 0.5, 0.6, 2.0, 10, 3, 1000, idle_s=2.0, window_s=5.0, trials=1)
+
+# A child that has not answered by then hangs: engines need minutes to compile the largest networks, not more.
+PATIENCE_S = 900.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    artifact: Artifact
+    engine: str
+    precision: str
+    batch: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.artifact.network} {self.engine} {self.precision} batch {self.batch}"
+
+
+class PassError(Exception):
+    """A pass gave no result; the message is what follows "failed: " in the record."""
+
+
+def cells(
+    artifacts: Sequence[Artifact],
+    engines: Sequence[str] | None,
+    precisions: Sequence[str] | None,
+    batches: Sequence[int],
+    *,
+    first_only: bool = False,
+) -> list[Cell]:
+    """Every cell to measure, batches rising, so that a network that runs out of memory can stop there.
+
+    `engines` and `precisions` None mean all that the artifact has and this machine can run; `first_only` takes of
+    those the one that serving would choose.
+    """
+    found = []
+    installed = available()
+    for artifact in artifacts:
+        pairs = [
+            (engine, precision)
+            for engine, precision in artifact.graphs()
+            if engine in installed
+            and (engines is None or engine in engines)
+            and (precisions is None or precision in precisions)
+        ]
+        if first_only and pairs:
+            best = choose(artifact)
+            pairs = [pair for pair in pairs if pair == (best.engine, best.precision)] or pairs[:1]
+        found += [Cell(artifact, *pair, batch) for pair in pairs for batch in sorted(set(batches))]
+    return found
+
+
+def measure_all(
+    wanted: Sequence[Cell], settings: Settings, threads: int, seen: set[Any] | None = None
+) -> Iterator[records.Record]:
+    """A record for every cell, in order, as each is finished; keys in `seen` are passed over.
+
+    After a cell that ran out of memory, the larger batches of the same graph are recorded as failed without a try.
+    """
+    exhausted: dict[tuple[str, str, str], int] = {}
+    for cell in wanted:
+        described = describe(cell, threads, settings)
+        if seen and records.key(described) in seen:
+            continue
+        graph = (cell.artifact.tag, cell.engine, cell.precision)
+        if graph in exhausted:
+            yield described | {"status": f"failed: not tried, memory ended at batch {exhausted[graph]}"}
+            continue
+        record = measure(cell, described, settings, threads)
+        if "memory ended" in record["status"]:
+            exhausted[graph] = cell.batch
+        yield record
+
+
+def describe(cell: Cell, threads: int, settings: Settings) -> records.Record:
+    """The record of `cell` before anything is measured: what it is, from the manifest and the networks' table."""
+    manifest = cell.artifact.manifest
+    row = SPECS.get(cell.artifact.network)
+    top1, top5, source = accuracy(cell.artifact)
+    return records.record(
+        network=cell.artifact.network,
+        version=cell.artifact.version,
+        family=manifest.get("family"),
+        year=manifest.get("year"),
+        classes=cell.artifact.classes,
+        input=manifest["input"]["crop"],
+        engine=cell.engine,
+        precision=cell.precision,
+        batch=cell.batch,
+        threads=threads,
+        settings=settings.name,
+        weights=cell.artifact.weights,
+        status="failed: not measured",
+        macs=row.macs if row else manifest.get("macs"),
+        # What runs: auxiliary heads are parameters of the checkpoint and not of the exported graph.
+        params=row.params - row.training_only if row else manifest.get("params"),
+        top1=top1,
+        top5=top5,
+        accuracy_source=source,
+    )
+
+
+def accuracy(artifact: Artifact) -> tuple[float | None, float | None, str | None]:
+    """Top-1 and top-5 accuracy in percent, and where they come from.
+
+    Untrained weights have no accuracy of their own: what is given is the published one, and its source says so.
+    """
+    row = SPECS.get(artifact.network)
+    note = " (weights here are untrained)" if artifact.weights == "untrained" else ""
+    if row and row.checkpoint and row.checkpoint.top1 is not None and artifact.weights != "custom":
+        return float(row.checkpoint.top1), optional(row.checkpoint.top5), "published" + note
+    published = artifact.manifest.get("published")
+    if published and artifact.weights != "custom" and published.get("top5_error") is not None:
+        top1 = published.get("top1_error")
+        return (
+            None if top1 is None else round(100 - top1, 4),
+            round(100 - published["top5_error"], 4),
+            f"published, {published['protocol']}{note}",
+        )
+    return None, None, None
+
+
+def optional(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def measure(cell: Cell, described: records.Record, settings: Settings, threads: int) -> records.Record:
+    """The three passes of one cell; a pass that fails makes the record "failed: reason" and keeps what was measured."""
+    job = {
+        "folder": str(cell.artifact.folder),
+        "version": cell.artifact.version,
+        "engine": cell.engine,
+        "precision": cell.precision,
+        "batch": cell.batch,
+        "threads": threads,
+        "settings": asdict(settings),
+    }
+    record = dict(described)
+    try:
+        starts = [in_child({**job, "pass": "latency"}) for _ in range(settings.starts)]
+        images = cell.batch * sum(len(start["values"]) for start in starts)
+        record["latency_ms"] = records.latency([start["values"] for start in starts])
+        record["latency_ms"]["warm"] = all(start["warm"] for start in starts)
+        record["throughput_img_s"] = images / sum(start["wall_s"] for start in starts)
+        record["cpu_seconds_per_image"] = sum(start["cpu_s"] for start in starts) / images
+        record["memory_mb"] = in_child({**job, "pass": "memory"})
+        record["power"] = power(job)
+        record["status"] = "ok"
+    except PassError as error:
+        record["status"] = f"failed: {error}"
+    return record
+
+
+def power(job: Mapping[str, Any]) -> records.Record:
+    """The power pass where a sensor moves; elsewhere nulls and the reason, at no cost."""
+    engine = str(job["engine"])
+    if engine not in _SENSORS:
+        try:
+            sensor_for(engine)
+            _SENSORS[engine] = None
+        except SensorError as error:
+            _SENSORS[engine] = str(error)
+    reason = _SENSORS[engine]
+    return records.nothing_measured(reason) if reason else in_child({**job, "pass": "power"})
+
+
+# Per engine, why its sensor cannot be read; None where it can. Asked once: a machine does not grow a sensor.
+_SENSORS: dict[str, str | None] = {}
+
+
+def in_child(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What a fresh process answers to `job`; `PassError` when it fails, dies or hangs."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    killed_before = oom_kills()
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "benchmarks.child"],
+            input=json.dumps(job), capture_output=True, text=True, timeout=PATIENCE_S, env=environment, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise PassError(f"the {job['pass']} pass gave no answer within {PATIENCE_S:g} s") from error
+    if child.returncode < 0:
+        name = signal.Signals(-child.returncode).name
+        # Nobody but the kernel, or who watches over a container's memory, sends SIGKILL to a child of ours.
+        memory = child.returncode == -signal.SIGKILL or oom_kills() > killed_before
+        raise PassError(
+            f"memory ended in the {job['pass']} pass ({name})" if memory else f"{name} in the {job['pass']} pass"
+        )
+    try:
+        answer: dict[str, Any] = json.loads(child.stdout)
+    except ValueError as error:
+        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        raise PassError(f"{job['pass']} pass, exit status {child.returncode}: {last}") from error
+    if "failed" in answer:
+        raise PassError(answer["failed"])
+    return answer
+
+
+def oom_kills() -> int:
+    """How often the kernel has ended a process of this container for want of memory."""
+    try:
+        lines = Path("/sys/fs/cgroup/memory.events").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))

@@ -1,0 +1,606 @@
+"""Measuring: real children on a tiny network, sensors that are files, and a service of thirty lines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import child, environment, load, measure, power, records
+from benchmarks.__main__ import main
+from serving.runtime import Artifact
+
+# Long enough to pass through every branch, too short to wait for.
+BRIEF = measure.Settings("quick", 2, 0.05, 0.02, 0.1, 5, 3, 200, idle_s=0.0, window_s=5.0, trials=1)
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "QUICK", BRIEF)
+    monkeypatch.setattr(measure, "_SENSORS", {"onnxruntime": "no sensor in this test", "openvino": "none either"})
+
+
+def read(path: Path) -> dict[str, Any]:
+    return records.read(path)
+
+
+def run(tag: str, path: Path, *more: str) -> int:
+    return main(["run", "--quick", "--models", tag, "--batch", "1,2", "--out", str(path), *more])
+
+
+def answers(
+    monkeypatch: pytest.MonkeyPatch, answer: Callable[[dict[str, Any]], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Children replaced by `answer`; the jobs they were given."""
+    jobs: list[dict[str, Any]] = []
+
+    def in_child(job: dict[str, Any]) -> dict[str, Any]:
+        jobs.append(job)
+        return answer(job)
+
+    monkeypatch.setattr(measure, "in_child", in_child)
+    return jobs
+
+
+def well(job: dict[str, Any]) -> dict[str, Any]:
+    if job["pass"] == "latency":
+        return {"values": [1.0, 2.0, 3.0], "wall_s": 0.006, "cpu_s": 0.01, "warm": True}
+    return {"weights": 1.0, "peak_rss": 2.0, "peak_gpu": None, "activations": None}
+
+
+def test_a_run_writes_valid_records(tiny: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "results" / "out.json"
+    assert run(tiny.tag, path) == 0
+    document = read(path)
+    assert [item["batch"] for item in document["records"]] == [1, 2]
+    for item in document["records"]:
+        latency, memory = item["latency_ms"], item["memory_mb"]
+        assert item["status"] == "ok" and item["weights"] == "untrained" and item["top1"] is None
+        assert latency["count"] == len(latency["values"]) == sum(latency["starts"]) and len(latency["starts"]) == 2
+        assert latency["p50"] == pytest.approx(np.percentile(latency["values"], 50))
+        assert latency["interval"][0] <= latency["p50"] <= latency["interval"][1]
+        assert item["throughput_img_s"] > 0 and item["cpu_seconds_per_image"] > 0
+        assert memory["weights"] == pytest.approx(tiny.file("fp32.onnx").stat().st_size / 1e6)
+        assert memory["peak_rss"] > 0 and memory["peak_gpu"] is None
+        assert item["power"]["source"] == "none" and item["power"]["reason"] == "no sensor in this test"
+        assert all(item["power"][name] is None for name in ("idle_w", "mean_w", "net_w", "joules_per_image", "trials"))
+    assert document["environment"]["cores"] >= 1 and document["environment"]["packages"]["onnxruntime"]
+    out = capsys.readouterr().out
+    assert str(path) in out and "not measured" in out and "untrained" in out
+
+
+def test_both_engines_are_measured(tiny: Artifact, tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    assert run(tiny.tag, path, "--engine", "onnxruntime,openvino", "--batch", "1") == 0
+    assert [(item["engine"], item["status"]) for item in read(path)["records"]] == [
+        ("onnxruntime", "ok"),
+        ("openvino", "ok"),
+    ]
+
+
+def test_a_damaged_artifact_becomes_a_failed_record(
+    tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((tiny.folder / "manifest.json").read_text("utf-8"))
+    (tmp_path / "fp32.onnx").write_bytes(b"not what was exported")
+    broken = Artifact(tmp_path, manifest, "broken")
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    [cell] = measure.cells([broken], ["onnxruntime"], None, [1])
+    [item] = measure.measure_all([cell], BRIEF, 1)
+    assert item["status"].startswith("failed: tiny:broken: fp32.onnx has sha256")
+    assert item["latency_ms"] is None and item["power"]["reason"] and not list(records.problems(item))
+
+
+def test_a_run_goes_on_after_a_failure(
+    tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(job: dict[str, Any]) -> dict[str, Any]:
+        if job["batch"] == 1:
+            raise measure.PassError("the engine does not like it")
+        return well(job)
+
+    answers(monkeypatch, answer)
+    assert run(tiny.tag, tmp_path / "out.json") == 0
+    assert [i["status"] for i in read(tmp_path / "out.json")["records"]] == [
+        "failed: the engine does not like it",
+        "ok",
+    ]
+    assert "failed: the engine does not like it" in capsys.readouterr().out
+
+
+def test_nothing_measured_at_all_is_a_failure(
+    tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(job: dict[str, Any]) -> dict[str, Any]:
+        raise measure.PassError("broken")
+
+    answers(monkeypatch, answer)
+    assert run(tiny.tag, tmp_path / "out.json") == 1
+    assert "the first reason: broken" in capsys.readouterr().err
+
+
+def test_larger_batches_are_not_tried_where_memory_ended(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(job: dict[str, Any]) -> dict[str, Any]:
+        if job["batch"] == 2:
+            raise measure.PassError("memory ended in the latency pass (SIGKILL)")
+        return well(job)
+
+    jobs = answers(monkeypatch, answer)
+    found = list(measure.measure_all(measure.cells([tiny], ["onnxruntime"], None, [4, 1, 2, 8]), BRIEF, 1))
+    assert [item["batch"] for item in found] == [1, 2, 4, 8]
+    assert [item["status"] for item in found[1:]] == [
+        "failed: memory ended in the latency pass (SIGKILL)",
+        "failed: not tried, memory ended at batch 2",
+        "failed: not tried, memory ended at batch 2",
+    ]
+    assert max(job["batch"] for job in jobs) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "memory ended in the latency pass (SIGKILL)"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGABRT)", "SIGABRT in the latency pass"),
+        ("import sys; sys.exit('no such thing')", "latency pass, exit status 1: no such thing"),
+    ],
+)
+def test_a_child_that_dies_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, reason: str) -> None:
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {measure.sys.executable} -c "{code}"\n')
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(measure.sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(measure.PassError) as error:
+        measure.in_child({"pass": "latency"})
+    assert str(error.value) == reason
+
+
+def test_a_child_out_of_memory_is_told_from_other_failures(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for error, reason in (
+        (MemoryError(), "memory ended in the memory pass"),
+        (RuntimeError("std::bad_alloc"), "memory ended in the memory pass: std::bad_alloc"),
+        (ValueError("wrong\nshape"), "wrong shape"),
+    ):
+
+        def fail(job: dict[str, Any], error: Exception = error) -> dict[str, Any]:
+            raise error
+
+        assert child.attempt({"pass": "memory"}, {"memory": fail}) == {"failed": reason}
+
+
+def test_interrupting_keeps_what_was_measured_and_a_second_run_resumes(
+    tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(job: dict[str, Any]) -> dict[str, Any]:
+        if job["batch"] == 2:
+            raise KeyboardInterrupt
+        return well(job)
+
+    path = tmp_path / "out.json"
+    answers(monkeypatch, interrupted)
+    assert run(tiny.tag, path) == 130
+    assert [item["batch"] for item in read(path)["records"]] == [1]
+    assert list(tmp_path.iterdir()) == [path]
+    assert "kept" in capsys.readouterr().err
+
+    jobs = answers(monkeypatch, well)
+    assert run(tiny.tag, path) == 0
+    assert {job["batch"] for job in jobs} == {2}
+    assert [item["batch"] for item in read(path)["records"]] == [1, 2]
+    assert "1 of 2 are in" in capsys.readouterr().err
+
+    jobs.clear()
+    assert run(tiny.tag, path, "--fresh") == 0
+    assert {job["batch"] for job in jobs} == {1, 2} and len(read(path)["records"]) == 2
+
+
+def test_failed_records_are_measured_again(tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(job: dict[str, Any]) -> dict[str, Any]:
+        if job["batch"] == 1:
+            raise measure.PassError("for once")
+        return well(job)
+
+    answers(monkeypatch, answer)
+    run(tiny.tag, tmp_path / "out.json")
+    jobs = answers(monkeypatch, well)
+    run(tiny.tag, tmp_path / "out.json")
+    assert {job["batch"] for job in jobs} == {1}
+    assert [item["status"] for item in read(tmp_path / "out.json")["records"]] == ["ok", "ok"]
+
+
+def test_records_of_another_machine_are_not_added_to(
+    tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers(monkeypatch, well)
+    run(tiny.tag, tmp_path / "out.json")
+    monkeypatch.setattr(environment, "cpu_model", lambda: "Another CPU")
+    assert run(tiny.tag, tmp_path / "out.json") == 2
+    assert "other conditions (cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "abacus"], "no engine is called 'abacus'"),
+        (["--precision", "int1"], "no exported file fits"),
+        (["--models", "nothing_like_it"], "nothing_like_it"),
+    ],
+)
+def test_a_wrong_wish_is_a_usage_error(
+    tiny: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    named = [] if "--models" in arguments else ["--models", tiny.tag]
+    assert main(["run", *named, *arguments, "--out", str(tmp_path / "out.json")]) in (1, 2)
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_batches_are_positive_integers() -> None:
+    for text in ("0", "1,x", "-1", ""):
+        with pytest.raises(SystemExit) as error:
+            main(["run", "--batch", text])
+        assert error.value.code == 2
+
+
+def test_published_accuracy_of_untrained_weights_is_labelled(tiny: Artifact) -> None:
+    def named(network: str, kind: str) -> Artifact:
+        weights = {**tiny.manifest["weights"], "kind": kind}
+        return Artifact(tiny.folder, {**tiny.manifest, "network": network, "weights": weights}, "1")
+
+    assert measure.accuracy(named("resnet50", "pretrained"))[2] == "published"
+    top1, _, source = measure.accuracy(named("resnet50", "untrained"))
+    assert top1 and source == "published (weights here are untrained)"
+    assert measure.accuracy(named("resnet50", "custom")) == (None, None, None)
+    assert measure.accuracy(tiny) == (None, None, None)
+
+
+def test_warm_up_ends_when_windows_agree_or_time_is_over() -> None:
+    now = 0.0
+
+    def network(cost: Iterator[float]) -> Callable[[], None]:
+        def call() -> None:
+            nonlocal now
+            now += next(cost)
+
+        return call
+
+    falling = iter([5.0, *[1.0] * 99])
+    assert child.warm_up(network(falling), 1000, lambda: now)
+    # The first call, and three windows of five.
+    assert len(list(falling)) == 100 - 16
+    never = (2.0 ** (i // 5) for i in range(10_000))
+    assert not child.warm_up(network(never), 100, lambda: now)
+
+
+def test_the_interval_covers_the_starts_and_narrows_with_calls() -> None:
+    generator = np.random.default_rng(0)
+    few, many = (generator.normal(10, 1, n).tolist() for n in (20, 2000))
+    low, high = records.median_interval([few])
+    assert low < 10 < high and high - low > np.subtract(*records.median_interval([many])[::-1])
+    assert records.median_interval([[1.0] * 10, [2.0] * 10]) == (1.0, 2.0)
+
+
+def test_two_looks_at_one_network_differ_by_less_than_their_interval() -> None:
+    outside = 0
+    for seed in range(40):
+        values = np.random.default_rng(seed).gamma(50, 0.2, (2, 3, 60))
+        (low, high), middle = records.median_interval(values[0].tolist()), float(np.median(values[1]))
+        width = high - low
+        outside += not low - width / 2 <= middle <= high + width / 2
+    assert outside <= 4
+
+
+# Power
+
+
+def rapl(root: Path, name: str, label: str, microjoules: int, limit: int = 1_000_000_000) -> Path:
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "name").write_text(label + "\n")
+    (folder / "energy_uj").write_text(f"{microjoules}\n")
+    (folder / "max_energy_range_uj").write_text(f"{limit}\n")
+    return folder
+
+
+def test_rapl_sums_packages_and_memory_once_and_follows_the_wrap(tmp_path: Path) -> None:
+    package = rapl(tmp_path, "intel-rapl:0", "package-0", 999_000_000)
+    core = rapl(tmp_path, "intel-rapl:0:0", "core", 0)
+    memory = rapl(tmp_path, "intel-rapl:0:1", "dram", 0)
+    rapl(tmp_path, "intel-rapl:1", "psys", 0)
+    sensor = power.Rapl(tmp_path)
+    assert sensor.joules() == 0
+    (package / "energy_uj").write_text("2000000")
+    (memory / "energy_uj").write_text("500000")
+    (core / "energy_uj").write_text("7000000")
+    assert sensor.joules() == pytest.approx(3.5)
+    (package / "energy_uj").write_text("3000000")
+    assert sensor.joules() == pytest.approx(4.5)
+
+
+def test_a_dead_or_absent_sensor_is_no_sensor(tmp_path: Path) -> None:
+    with pytest.raises(power.SensorError, match="no RAPL energy counter"):
+        power.Rapl(tmp_path)
+    package = rapl(tmp_path, "intel-rapl:0", "package-0", 0)
+    with pytest.raises(power.SensorError, match="stands still"):
+        power.alive(power.Rapl(tmp_path), lambda _: None)
+    moving = power.alive(power.Rapl(tmp_path), lambda _: package.joinpath("energy_uj").write_text("9"))
+    (package / "energy_uj").unlink()
+    with pytest.raises(power.SensorError, match="stopped answering"):
+        moving.joules()
+
+
+def test_a_sensor_that_only_root_may_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rapl(tmp_path, "intel-rapl:0", "package-0", 0)
+    plain = Path.read_text
+
+    def read_text(self: Path, *more: Any, **named: Any) -> str:
+        if self.name == "energy_uj":
+            raise PermissionError(13, "Permission denied", str(self))
+        return plain(self, *more, **named)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    with pytest.raises(power.SensorError, match="only root may read it"):
+        power.Rapl(tmp_path)
+
+
+class Board:
+    """A sensor that draws 20 W idle and 70 W while it works, on a clock that moves only by work and sleep."""
+
+    source = "board"
+
+    def __init__(self) -> None:
+        self.now = self.energy = 0.0
+
+    def joules(self) -> float:
+        return self.energy
+
+    def details(self) -> dict[str, Any]:
+        return {"temperature_c": 50}
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.energy += 20 * seconds
+
+    def call(self) -> None:
+        self.now += 0.25
+        self.energy += 70 * 0.25
+
+
+def test_watts_and_joules_are_gross_and_net() -> None:
+    board = Board()
+    found = power.measure(
+        board, lambda: board.call, 4, idle_s=10, window_s=1, trials=3, clock=lambda: board.now, sleep=board.sleep
+    )
+    assert (found["source"], found["reason"], found["trials"]) == ("board", None, 3)
+    assert found["window_s"] == pytest.approx(power.SHORTEST_WINDOW_S)
+    assert (found["idle_w"], found["mean_w"], found["net_w"]) == pytest.approx((20, 70, 50))
+    # A call of four images takes a quarter of a second.
+    assert found["joules_per_image"] == pytest.approx(70 / 16)
+    assert found["net_joules_per_image"] == pytest.approx(50 / 16)
+    assert found["std_w"] == pytest.approx(0, abs=1e-9) and found["temperature_c"] == 50
+    assert set(records.POWER) <= found.keys()
+
+
+def nvml(readings: Sequence[int | Exception]) -> SimpleNamespace:
+    class NVMLError(Exception):
+        pass
+
+    left = iter(readings)
+
+    def energy(device: str) -> int:
+        reading = next(left)
+        if isinstance(reading, Exception):
+            raise NVMLError(*reading.args)
+        return reading
+
+    def unknown(*_: object) -> int:
+        raise NVMLError("Not Supported")
+
+    return SimpleNamespace(
+        NVMLError=NVMLError, NVML_TEMPERATURE_GPU=0, NVML_CLOCK_SM=1, nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: f"gpu{index}", nvmlDeviceGetTotalEnergyConsumption=energy,
+        nvmlDeviceGetTemperature=lambda *_: 61, nvmlDeviceGetClockInfo=unknown,
+    )  # fmt: skip
+
+
+def test_nvml_s_millijoules_become_joules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(measure.sys.modules, "pynvml", nvml([5_000, 5_000, 12_500, 20_000]))
+    sensor = power.sensor_for("tensorrt", lambda _: None)
+    assert sensor.joules() == 15.0
+    assert sensor.details() == {"temperature_c": 61, "sm_clock_mhz": None}
+
+
+@pytest.mark.parametrize(
+    ("readings", "reason"),
+    [
+        ([ValueError("Not Supported")], "no energy counter: Not Supported"),
+        ([7, 7, 7], "nvml counter is there but stands"),
+    ],
+)
+def test_a_board_without_a_counter_says_so(monkeypatch: pytest.MonkeyPatch, readings: list[Any], reason: str) -> None:
+    monkeypatch.setitem(measure.sys.modules, "pynvml", nvml(readings))
+    with pytest.raises(power.SensorError, match=reason):
+        power.sensor_for("tensorrt", lambda _: None)
+
+
+def test_a_measured_power_pass_stands_in_the_record(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_SENSORS", {})
+    monkeypatch.setattr(measure, "sensor_for", lambda engine: Board())
+    filled = records.nothing_measured("") | {"source": "rapl", "reason": None, "mean_w": 30.0}
+    answers(monkeypatch, lambda job: filled if job["pass"] == "power" else well(job))
+    [item] = measure.measure_all(measure.cells([tiny], ["onnxruntime"], None, [1]), BRIEF, 1)
+    assert item["power"]["mean_w"] == 30.0 and not list(records.problems(item))
+
+
+# Load
+
+CLASSIFICATION = {
+    "model": "resnet50", "version": "v", "engine": "onnxruntime", "precision": "int8", "weights": "untrained",
+    "predictions": [{"class_id": 1, "synset": None, "label": "x", "probability": 1.0}],
+    "timing_ms": {"decode": 0.01, "queue": 0.02, "inference": 0.03, "total": 0.07}, "batch_size": 2,
+}  # fmt: skip
+
+
+@contextmanager
+def service(statuses: Sequence[int]) -> Iterator[tuple[str, list[str]]]:
+    """An HTTP server that answers with `statuses` in turn, over and over; its address, and the request lines it saw."""
+    seen: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            length = 0
+            while (header := (await reader.readline()).strip()) != b"":
+                if header.lower().startswith(b"content-length:"):
+                    length = int(header.split(b":")[1])
+            await reader.readexactly(length)
+            status = statuses[len(seen) % len(statuses)]
+            seen.append(line.decode())
+            body = json.dumps(CLASSIFICATION if status == 200 else {"error": {"code": "x", "message": "y"}}).encode()
+            writer.write(
+                b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+                + body
+            )
+            await writer.drain()
+        writer.close()
+
+    loop, ready = asyncio.new_event_loop(), threading.Event()
+    server: list[asyncio.Server] = []
+
+    async def start() -> None:
+        server.append(await asyncio.start_server(answer, "127.0.0.1", 0))
+        ready.set()
+
+    def serve() -> None:
+        loop.run_until_complete(start())
+        loop.run_forever()
+
+    async def stop() -> None:
+        server[0].close()
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    ready.wait()
+    try:
+        yield f"http://127.0.0.1:{server[0].sockets[0].getsockname()[1]}", seen
+    finally:
+        asyncio.run_coroutine_threadsafe(stop(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def test_load_measures_a_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "load.json"
+    with service([200]) as (url, seen):
+        arguments = ["load", url, "--concurrency", "1,3", "--rate", "200", "--duration", "0.2", "--slo-ms", "60000"]
+        assert main([*arguments, "--model", "resnet50", "--out", str(path)]) == 0
+    document = read(path)
+    assert [i["scenario"] for i in document["records"]] == [
+        "closed loop, 1 in flight", "closed loop, 3 in flight", "open loop, 200 per second",
+    ]  # fmt: skip
+    for item in document["records"]:
+        assert (item["network"], item["engine"], item["precision"], item["weights"]) == (
+            "resnet50", "onnxruntime", "int8", "untrained",
+        )  # fmt: skip
+        assert item["status"] == "ok" and item["batch"] is None and item["mean_batch"] == 2
+        assert item["errors"] == {} and item["within_slo"] == 1 and item["sent"] == item["latency_ms"]["count"]
+        split = item["split_ms"]
+        assert (split["decode"]["mean"], split["queue"]["mean"]) == pytest.approx((0.01, 0.02))
+        assert split["inference"]["mean"] == pytest.approx(0.03) and split["service"]["mean"] == pytest.approx(0.01)
+        parts = sum(split[name]["mean"] for name in split)
+        assert parts == pytest.approx(item["latency_ms"]["mean"], rel=1e-3)
+        assert item["power"]["net_w"] is None and "HTTP" in item["power"]["reason"]
+    assert all(line.startswith("POST /classify?model=resnet50 ") for line in seen)
+    assert main(["report", str(path), "--out", str(tmp_path / "report")]) == 0
+    assert "open loop, 200 per second" in (tmp_path / "report" / "report.md").read_text("utf-8")
+
+
+def test_load_counts_errors_by_status(tmp_path: Path) -> None:
+    with service([200, 503, 200, 422]) as (url, _):
+        scenario = load.Scenario(rate=100)
+        item = load.drive(url, scenario, [load.synthetic_photograph(64, 64)], 0.2, None, 60_000)
+    errors = item["errors"]
+    assert set(errors) == {"422", "503"} and item["status"] == "ok"
+    assert item["latency_ms"]["count"] == item["sent"] - sum(errors.values())
+    assert item["within_slo"] == pytest.approx(item["latency_ms"]["count"] / item["sent"])
+
+
+def test_a_service_that_only_fails_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with service([500]) as (url, _):
+        arguments = ["load", url, "--concurrency", "1", "--duration", "0.05", "--out", str(tmp_path / "load.json")]
+        assert main(arguments) == 1
+    assert "x 500" in capsys.readouterr().err
+    [item] = read(tmp_path / "load.json")["records"]
+    assert item["status"].startswith("failed: ") and item["latency_ms"] is None
+
+
+def test_nothing_there_and_no_address_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with service([200]) as (url, _):
+        pass
+    out = ["--duration", "0.05", "--out", str(tmp_path / "load.json")]
+    assert main(["load", url, *out]) == 1
+    assert "start the service" in capsys.readouterr().err
+    assert main(["load", "localhost:3000", *out]) == 2
+    assert "expected http://HOST:PORT" in capsys.readouterr().err
+    assert main(["load", url, "--images", str(tmp_path), *out]) == 2
+
+
+def test_open_loop_counts_from_the_intended_send() -> None:
+    """A client that wakes a second late sends late, and the latencies say so."""
+    now, late, intended = 0.0, {0.2: 1.0}, []
+
+    async def send(due: float) -> load.Outcome:
+        intended.append(due)
+        return load.Outcome(200, 1e3 * (now - due), 0.0)
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        await asyncio.sleep(0)  # what is due is sent before time goes on
+        now += seconds + late.pop(round(now + seconds, 6), 0.0)
+
+    outcomes = asyncio.run(load.open_loop(send, [0.1, 0.2, 0.3, 1.5], lambda: now, sleep))
+    assert intended == pytest.approx([0.1, 0.2, 0.3, 1.5])
+    assert [outcome.latency for outcome in outcomes] == pytest.approx([0, 1000, 900, 0], abs=1e-6)
+
+
+def test_arrivals_are_poisson() -> None:
+    due = load.arrivals(500, 20)
+    gaps = np.diff([0.0, *due])
+    assert len(due) == pytest.approx(10_000, rel=0.05) and due == sorted(due) and due[-1] < 20
+    # Exponential gaps: the standard deviation equals the mean.
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
+    assert load.arrivals(500, 20) == due
+
+
+def test_a_scenario_is_one_or_the_other() -> None:
+    for wrong in ({}, {"concurrency": 1, "rate": 1.0}):
+        with pytest.raises(ValueError, match="a concurrency or a rate"):
+            load.Scenario(**wrong)
+
+
+def test_the_machine_is_named_by_what_it_is() -> None:
+    named = environment.machine({"cpu": "Intel(R) Xeon(R) CPU E5-2690 v4 @ 2.60GHz", "cores": 8, "gpus": []})
+    assert named == "intel-xeon-e5-2690-v4-8c"
+    described = environment.describe()
+    assert environment.differences(described, {**described, "date": "another", "command": "other"}) == []
+    assert environment.differences(described, {**described, "cores": 4096})
+    assert not any(str(Path.home()) in str(value) for value in described.values())
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.0, "0"), (1234.5, "1,234"), (12.345, "12.3"), (0.012345, "0.0123")],  # noqa: RUF001
+)
+def test_numbers_are_written_for_readers(value: float | None, text: str) -> None:
+    assert records.significant(value) == text
