@@ -10,6 +10,7 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from models.console import Failure, Usage, parser, run, table
 if TYPE_CHECKING:
     from export.parity import Inputs, Verdict
     from export.quantize import Calibrated, Recipe
+    from models.preprocess import Label
     from models.weights import Network
     from serving.runtime import Artifact
 
@@ -64,6 +66,15 @@ def export_parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--module", metavar="MODULE:CALLABLE", help="a network of your own: package.module:callable or file.py:callable"
     )
+    made.add_argument("--onnx", type=Path, metavar="FILE", help="a classifier exported by others, opset 7 and up")
+    foreign = made.add_argument_group("what a file given to --onnx does not say")
+    foreign.add_argument("--name", help="what to call it (default: the file's name)")
+    foreign.add_argument("--layout", choices=("NCHW", "NHWC"), help="where its channels are")
+    foreign.add_argument("--mean", type=_numbers, metavar="M,...", help="of its pixels, in units of full scale")
+    foreign.add_argument("--std", type=_numbers, metavar="S,...", help="of its pixels, in units of full scale")
+    foreign.add_argument("--resize", type=int, help="the short side before the crop (default: 256/224 of the crop)")
+    foreign.add_argument("--crop", type=int, help="the side of its input, where the file leaves it open")
+    foreign.add_argument("--interpolation", choices=("bilinear", "bicubic", "lanczos"), default="bilinear")
     made.add_argument("--force", action="store_true", help="export again what has not changed")
     made.set_defaults(call=export)
     return made
@@ -108,11 +119,10 @@ def export(options: argparse.Namespace) -> int:
     precisions, engines = _choices(options.precision, PRECISIONS, "precision"), _engines(options.engine)
     if options.max_batch < 1:
         raise Usage(f"--max-batch {options.max_batch} must be at least 1")
-    if options.module and (options.networks or options.set):
-        raise Usage("--module takes the place of a network's name; give one or the other")
-    names = [] if options.module else expand(options.networks, options.set)
-    if not names and not options.module:
-        raise Usage("name a network, a --set or a --module; `python -m models list` shows the networks")
+    own = options.module or options.onnx
+    if own and (options.networks or options.set or (options.module and options.onnx)):
+        raise Usage("--module and --onnx take the place of a network's name; give one of the three")
+    names = [] if own else expand(options.networks, options.set)
     from models.weights import load, read_labels
 
     labels = read_labels(options.labels) if options.labels else ()
@@ -120,10 +130,10 @@ def export(options: argparse.Namespace) -> int:
     if labels and options.num_classes and len(labels) != options.num_classes:
         raise Usage(f"--labels has {len(labels)} names, --num-classes is {options.num_classes}")
     failed = []
-    for position, name in enumerate(names or [options.module], start=1):
+    for position, name in enumerate(names or [str(own)], start=1):
         started = time.monotonic()
         try:
-            network = _own(options.module) if options.module else load(name, options.weights, classes, labels)
+            network = _own(options, labels) if own else load(name, options.weights, classes, labels)
             artifact, made = _export(network, precisions, engines, options)
         except Failure as error:
             if len(names) < 2 or isinstance(error, Usage) or options.debug:
@@ -156,7 +166,7 @@ def _export(
         options.max_batch,
         network.row,
         params=sum(p.numel() for p in network.module.parameters()),
-        macs=network.row.macs if network.row and network.classes == network.row.classes else None,
+        macs=_macs(network),
     )
     images = Images(network, precisions, options)
     request = {
@@ -186,6 +196,17 @@ def _export(
 
             manifest["tuning"] = tune(network.name, work.runnable(), network.preprocess.shape, options.max_batch)
         return store.save(manifest, {name: Path(folder) / name for name in work.records}, network.labels), True
+
+
+def _macs(network: Network) -> int | None:
+    """Multiply-accumulates of one image; None for someone else's graph, which has no layers of ours to count."""
+    from export.from_onnx import Foreign
+    from models.describe import count_macs
+
+    if isinstance(network.module, Foreign):
+        return None
+    height, width, channels = network.preprocess.shape
+    return count_macs(network.module, (channels, height, width))
 
 
 class Images:
@@ -280,18 +301,23 @@ class Work:
         return run
 
     def fp32(self) -> None:
+        from export.from_onnx import Foreign, wrap
         from export.to_onnx import to_onnx
 
         path = self.folder / "fp32.onnx"
-        to_onnx(self.network, path, self.max_batch)
+        write = wrap if isinstance(self.network.module, Foreign) else to_onnx
+        write(self.network, path, self.max_batch)
         weights = self.network.weights
         self.keep(path, "fp32", self.on_cpu, {"file": weights.origin, "sha256": weights.sha256})
 
     def fp16(self) -> None:
         """float16 for TensorRT to build from. No CPU engine offers it: on a CPU it is cast back, and no faster."""
+        from export.from_onnx import Foreign
         from export.to_onnx import to_onnx
 
         path = self.folder / "fp16.onnx"
+        if isinstance(self.network.module, Foreign):
+            raise Failure(f"{self.network.name}: fp16 is exported from PyTorch alone; ask for fp32 and int8")
         to_onnx(self.network, path, self.max_batch, half=True)
         weights = self.network.weights
         self.keep(path, "fp16", (), {"file": weights.origin, "sha256": weights.sha256})
@@ -402,8 +428,18 @@ def _command(
 ) -> str:
     """The command that makes this file again, with what was resolved in place of what was asked."""
     words = ["python", "-m", "export"]
-    words += ["--module", options.module] if options.module else [network.name]
-    if not options.module:
+    if options.onnx:
+        words += ["--onnx", options.onnx.name]
+        for flag in ("name", "layout", "resize", "crop", "interpolation"):
+            value = getattr(options, flag)
+            words += [f"--{flag}", str(value)] if value else []
+        for flag in ("mean", "std"):
+            value = getattr(options, flag)
+            words += [f"--{flag}", ",".join(f"{v:g}" for v in value)] if value else []
+    elif options.module:
+        words += ["--module", options.module]
+    else:
+        words.append(network.name)
         kind = network.weights.kind
         words += ["--weights", Path(options.weights).name if kind == "custom" else kind]
     words += ["--precision", ",".join(precisions), "--engine", ",".join(engines), "--max-batch", str(options.max_batch)]
@@ -412,7 +448,30 @@ def _command(
     return shlex.join(words)
 
 
-def _own(reference: str) -> Network:
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _own(options: argparse.Namespace, labels: Sequence[Label]) -> Network:
+    """The network that --onnx or --module names."""
+    if options.module:
+        return _from_callable(options.module)
+    from export.from_onnx import read
+
+    return read(
+        options.onnx,
+        options.layout,
+        options.mean,
+        options.std,
+        options.resize,
+        options.crop,
+        options.interpolation,
+        labels,
+        options.name,
+    )
+
+
+def _from_callable(reference: str) -> Network:
     """The `Network` that MODULE:CALLABLE gives; a bare nn.Module is taken to want ImageNet's recipe."""
     from torch import nn
 

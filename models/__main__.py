@@ -8,18 +8,34 @@ import json
 import sys
 from typing import Any
 
-from models import SETS, SPECS, Spec, expand
+from models import SETS, SPECS, Spec, expand, spec
 from models.console import parser, run, table
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = parser("python -m models", "The networks: what there is.", "python -m models list --set five")
+    made = parser(
+        "python -m models", "The networks: which there are, and what each is made of.", "python -m models list"
+    )
     commands = made.add_subparsers(required=True, metavar="list | describe")
 
-    listing = commands.add_parser("list", help="every network with its size, its year and what it is known to score")
+    def command(name: str, what: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=what,
+            description=what,
+            epilog=f"example:\n  python -m models {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    listing = command("list", "every network with its size and what it is known to score", "list --set five")
     listing.add_argument("--set", choices=SETS, default="all", help="only the networks of this set (default: all)")
     listing.add_argument("--json", action="store_true", help="for machines: a list of objects")
     listing.set_defaults(call=list_networks)
+
+    telling = command("describe", "one network, layer by layer", "describe vgg16")
+    telling.add_argument("network", metavar="NETWORK", help="a name that `list` shows")
+    telling.add_argument("--json", action="store_true", help="for machines: one object")
+    telling.set_defaults(call=describe_network)
     return run(made, argv)
 
 
@@ -28,21 +44,32 @@ def list_networks(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps([as_data(row) for row in rows], indent=2))
         return
-    print(
-        table(
-            [
-                (
-                    row.name,
-                    row.year,
-                    f"{row.params / 1e6:.2f}",
-                    f"{row.macs / 1e9:.3f}",
-                    "x".join(map(str, row.preprocess.shape)),
-                )
-                for row in rows
-            ],
-            ("network", "year", "M params", "GMACs", "input"),
-            right=(1, 2, 3),
-        )
+    print(table([cells(row) for row in rows], HEADER, right=(1, 2, 3, 4, 5, 6)))
+    print("\ntop-1 and top-5: published error in percent of one network, under various protocols; see --json.")
+
+
+def describe_network(options: argparse.Namespace) -> None:
+    spec(options.network)  # an unknown name is answered before torch is loaded
+    from models.describe import as_json, as_text, describe
+
+    data = describe(options.network)
+    print(as_json(data) if options.json else as_text(data))
+
+
+HEADER = ("network", "year", "M params", "GMACs", "input", "top-1", "top-5", "weights")
+
+
+def cells(row: Spec) -> tuple[object, ...]:
+    published = row.published
+    return (
+        row.name,
+        row.year,
+        f"{(row.params - row.training_only) / 1e6:.2f}",
+        f"{row.macs / 1e9:.3f}",
+        "x".join(map(str, row.preprocess.shape)),
+        "-" if published is None or published.top1_error is None else f"{published.top1_error:.2f}",
+        "-" if published is None or published.top5_error is None else f"{published.top5_error:.2f}",
+        "untrained only" if row.checkpoint is None else "published" if "://" in row.checkpoint.url else "included",
     )
 
 

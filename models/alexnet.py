@@ -54,5 +54,5 @@ class AlexNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.avgpool(self.features(x))
-        x = self.classifier(torch.flatten(x, 1))
-        return x
+        logits: Tensor = self.classifier(torch.flatten(x, 1))
+        return logits

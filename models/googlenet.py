@@ -19,9 +19,9 @@ class Trained(NamedTuple):
 
 
 class Inception(nn.Module):
-    """Four branches side by side, joined along the channels; 1x1 convolutions shrink what the dear filters read.
+    """Four branches side by side, joined along the channels; 1x1 convolutions shrink what the costly filters read.
 
-    `three` and `five` are (bottleneck, filters) of the branches so called; `kernel` is the side of the latter's filters.
+    `three` and `five` are (bottleneck, filters) of the branches so called; `kernel` is the side of `five`'s filters.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class AuxiliaryHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.avg_pool2d(x, 5, 3) if self.as_published and x.shape[-1] == 14 else F.adaptive_avg_pool2d(x, 4)
         x = torch.flatten(self.conv(x), 1)
-        x = self.fc2(self.dropout(F.relu(self.fc1(x), inplace=True)))
-        return x
+        logits: Tensor = self.fc2(self.dropout(F.relu(self.fc1(x), inplace=True)))
+        return logits
 
 
 class GoogLeNet(nn.Module):

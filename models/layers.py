@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class SizeError(ValueError):
-    """The design has no room for this input size; the message says why and what would fit."""
+from models.console import Usage
 
 
 class LocalResponseNorm(nn.Module):
@@ -77,16 +75,14 @@ class DropPath(nn.Module):
         return f"probability={self.probability:g}"
 
 
-def _first(value: object) -> int:
-    return int(value[0] if isinstance(value, tuple) else value)  # type: ignore[call-overload,no-any-return]
-
-
 def side(layers: Iterable[nn.Module], size: int) -> int:
     """Height of the map that a chain of convolutions and pools makes of an input `size` high."""
     for layer in layers:
         if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
             continue  # what is left keeps the size
-        kernel, stride, padding = (_first(v) for v in (layer.kernel_size, layer.stride, layer.padding))
+        kernel, stride, padding = (
+            int(v[0]) if isinstance(v, tuple) else int(v) for v in (layer.kernel_size, layer.stride, layer.padding)
+        )
         steps = (size + 2 * padding - kernel) / stride
         size = (math.ceil if getattr(layer, "ceil_mode", False) else math.floor)(steps) + 1
     return size
@@ -99,7 +95,7 @@ def pool_to(cells: int, layers: Iterable[nn.Module], size: int) -> nn.Module:
     """
     made = side(layers, size)
     if made < cells or made % cells:
-        raise SizeError(
+        raise Usage(
             f"the first fully connected layer reads {cells} x {cells} maps (or a whole multiple, averaged down), "
             f"but an input of {size} gives {made} x {made}"
         )
@@ -109,4 +105,4 @@ def pool_to(cells: int, layers: Iterable[nn.Module], size: int) -> nn.Module:
 def at_least(smallest: int, size: int) -> None:
     """Refuse an input that the strides would shrink to nothing."""
     if size < smallest:
-        raise SizeError(f"its strides need an input of at least {smallest}, not {size}")
+        raise Usage(f"its strides need an input of at least {smallest}, not {size}")

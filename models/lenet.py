@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.layers import SizeError
+from models.console import Usage
 
 
 class LeNet5(nn.Module):
-    """CONV-POOL-CONV-POOL and three fully connected layers: 5x5 stride-1 filters, 2x2 stride-2 pools, 61,706 parameters.
+    """CONV-POOL-CONV-POOL, then three fully connected layers: 5x5 stride-1 filters, 2x2 stride-2 pools.
 
     Input is [n, 1, 32, 32]. The network of 1998 had tanh units, averaging subsampling layers with a trained gain and
     bias, a sparse table of connections from 6 to 16 maps, and radial basis functions as output. Here stand ReLU, max
@@ -20,7 +20,7 @@ class LeNet5(nn.Module):
     def __init__(self, num_classes: int = 10, size: int = 32) -> None:
         super().__init__()
         if size != 32:
-            raise SizeError(f"the first fully connected layer reads 5 x 5 maps: the input must be 32, not {size}")
+            raise Usage(f"the first fully connected layer reads 5 x 5 maps: the input must be 32, not {size}")
         self.features = nn.Sequential(
             *(nn.Conv2d(1, 6, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2, 2)),
             *(nn.Conv2d(6, 16, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2, 2)),
@@ -32,5 +32,5 @@ class LeNet5(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.classifier(torch.flatten(self.features(x), 1))
-        return x
+        logits: Tensor = self.classifier(torch.flatten(self.features(x), 1))
+        return logits

@@ -13,9 +13,7 @@ from models.layers import DropPath, at_least
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and the shortcut around them; for 18 and 34 layers."""
 
-    expansion = 1
-
-    def __init__(self, inputs: int, planes: int, inner: int, stride: int, groups: int, early: bool, drop: float) -> None:
+    def __init__(self, inputs: int, planes: int, stride: int, drop: float) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
@@ -29,21 +27,21 @@ class BasicBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.drop_path(self.bn2(self.conv2(x)))
-        x = self.relu(x + shortcut)
-        return x
+        y: Tensor = self.relu(x + shortcut)
+        return y
 
 
 class Bottleneck(nn.Module):
     """1x1 down, 3x3 in `groups`, 1x1 up to 4 x planes, and the shortcut around them.
 
-    `early` puts the stride on the first 1x1, as in 2015; on the 3x3 it loses less of the map, as everyone has done since.
+    `early` puts the stride on the first 1x1, as in 2015; on the 3x3, as has been usual since, less of the map is lost.
     """
 
-    expansion = 4
-
-    def __init__(self, inputs: int, planes: int, inner: int, stride: int, groups: int, early: bool, drop: float) -> None:
+    def __init__(
+        self, inputs: int, planes: int, inner: int, stride: int, groups: int, early: bool, drop: float
+    ) -> None:
         super().__init__()
-        outputs = planes * self.expansion
+        outputs = planes * 4
         first, second = (stride, 1) if early else (1, stride)
         self.conv1 = nn.Conv2d(inputs, inner, 1, first, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
@@ -60,8 +58,8 @@ class Bottleneck(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.drop_path(self.bn3(self.conv3(x)))
-        x = self.relu(x + shortcut)
-        return x
+        y: Tensor = self.relu(x + shortcut)
+        return y
 
 
 class PreActivation(nn.Module):
@@ -70,11 +68,11 @@ class PreActivation(nn.Module):
     He et al. 2016, figure 4(e). The names are timm's.
     """
 
-    expansion = 4
-
-    def __init__(self, inputs: int, planes: int, inner: int, stride: int, groups: int, early: bool, drop: float) -> None:
+    def __init__(
+        self, inputs: int, planes: int, inner: int, stride: int, groups: int, early: bool, drop: float
+    ) -> None:
         super().__init__()
-        outputs = planes * self.expansion
+        outputs = planes * 4
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(OrderedDict(conv=nn.Conv2d(inputs, outputs, 1, stride, bias=False)))
         first, second = (stride, 1) if early else (1, stride)
@@ -94,8 +92,8 @@ class PreActivation(nn.Module):
         x = self.conv1(active)
         x = self.conv2(self.relu(self.norm2(x)))
         x = self.conv3(self.relu(self.norm3(x)))
-        x = self.drop_path(x) + shortcut
-        return x
+        y: Tensor = self.drop_path(x) + shortcut
+        return y
 
 
 def projection(inputs: int, outputs: int, stride: int) -> nn.Module | None:
@@ -105,11 +103,7 @@ def projection(inputs: int, outputs: int, stride: int) -> nn.Module | None:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck] | type[PreActivation]] = {
-    "basic": BasicBlock,
-    "bottleneck": Bottleneck,
-    "preactivation": PreActivation,
-}
+BLOCKS: dict[str, type[Bottleneck | PreActivation]] = {"bottleneck": Bottleneck, "preactivation": PreActivation}
 
 
 class ResNet(nn.Module):
@@ -133,23 +127,27 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         at_least(32, size)
-        kind = BLOCKS[block]
         channels, made, stages = 64, 0, []
         for number, depth in enumerate(layers):
             planes = 64 * 2**number
-            inner = planes * width // 64 * groups
-            stage = []
+            stage: list[nn.Module] = []
             for position in range(depth):
                 made += 1
                 stride = 2 if number > 0 and position == 0 else 1
-                stage.append(kind(channels, planes, inner, stride, groups, early_stride, drop * made / sum(layers)))
-                channels = planes * kind.expansion
+                dropped = drop * made / sum(layers)
+                if block == "basic":
+                    stage.append(BasicBlock(channels, planes, stride, dropped))
+                    channels = planes
+                else:
+                    inner = planes * width // 64 * groups
+                    stage.append(BLOCKS[block](channels, planes, inner, stride, groups, early_stride, dropped))
+                    channels = planes * 4
             stages.append(nn.Sequential(*stage))
 
         stem, pool = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)
         self.relu = nn.ReLU(inplace=True)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.preactivation = kind is PreActivation
+        self.preactivation = block == "preactivation"
         if self.preactivation:  # timm's names
             self.stem = nn.Sequential(OrderedDict(conv=stem, pool=pool))
             self.stages = nn.Sequential(*(nn.Sequential(OrderedDict(blocks=stage)) for stage in stages))
@@ -167,5 +165,5 @@ class ResNet(nn.Module):
             return torch.flatten(x, 1)
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        x = self.fc(torch.flatten(self.avgpool(x), 1))
-        return x
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits

@@ -23,6 +23,11 @@ class Fire(nn.Module):
         return torch.cat([F.relu(self.expand1x1(x), inplace=True), F.relu(self.expand3x3(x), inplace=True)], 1)
 
 
+# Of fire2 to fire9 (the paper's table 1): the widths grow by a step every second module.
+SQUEEZE = (16, 16, 32, 32, 48, 48, 64, 64)
+EXPAND = (64, 64, 128, 128, 192, 192, 256, 256)
+
+
 class SqueezeNet(nn.Module):
     """`first` is (filters, kernel) of the stride-2 stem; `pools` are the fire modules that a pool stands before.
 
@@ -36,7 +41,6 @@ class SqueezeNet(nn.Module):
         at_least(32, size)
         channels, kernel = first
         layers: list[nn.Module] = [nn.Conv2d(3, channels, kernel, 2), nn.ReLU(inplace=True)]
-        # fire2 to fire9 of the paper's table 1; the widths grow by a step every second module.
         for number, (squeeze, expand) in enumerate(zip(SQUEEZE, EXPAND, strict=True), start=2):
             if number in pools:
                 layers.append(nn.MaxPool2d(3, 2, ceil_mode=True))
@@ -51,7 +55,3 @@ class SqueezeNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.classifier(self.features(x))
         return torch.flatten(x, 1)
-
-
-SQUEEZE = (16, 16, 32, 32, 48, 48, 64, 64)
-EXPAND = (64, 64, 128, 128, 192, 192, 256, 256)

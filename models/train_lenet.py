@@ -74,7 +74,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
     for _ in progress(range(EPOCHS), "training"):
-        for batch in torch.randperm(len(train_y)).split(BATCH)[: len(train_y) // BATCH]:
+        for batch in torch.split(torch.randperm(len(train_y)), BATCH)[: len(train_y) // BATCH]:
             loss = F.cross_entropy(network(normalise(augment(train_x[batch] / 255))), train_y[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -36,5 +36,5 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.avgpool(self.features(x))
-        x = self.classifier(torch.flatten(x, 1))
-        return x
+        logits: Tensor = self.classifier(torch.flatten(x, 1))
+        return logits

@@ -170,6 +170,9 @@ COUNTER = "num_batches_tracked"
 def fit(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
     """Load `state` into `module`, every key and shape equal, or raise `WeightsError` naming those that are not."""
     own = module.state_dict()
+    # A family whose published files spell some keys differently says how; none but DenseNet does.
+    respell = getattr(module, "respell", str)
+    state = {respell(key): value for key, value in state.items()}
     missing = [k for k in own if k not in state and not k.endswith(COUNTER)]
     unexpected = [k for k in state if k not in own]
     wrong = [k for k in own if k in state and own[k].shape != state[k].shape]

@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from models.console import Failure
 from models.preprocess import Label, Pixels, Preprocess
 
+# ONNX Runtime's wheels report usage and keep a database for it in the user's cache, from their import on.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 Scores = NDArray[np.float32]
 
 MANIFEST = "manifest.json"

@@ -1,0 +1,81 @@
+"""Every error a client can meet: its HTTP status, its code, and a message that says what to do about it.
+
+The HTTP interface turns each into `{"error": {"code": ..., "message": ...}}`. Whatever is raised here is about one
+request, or one image, and touches no other.
+"""
+
+from __future__ import annotations
+
+CLOSING = "the server is shutting down; try again in a few seconds"
+OUR_FAULT = "the server failed on this request; its log says why"
+
+
+class RequestError(Exception):
+    """Why one request, or one image of it, got no answer."""
+
+    status = 500
+    code = "internal"
+    # Seconds after which trying again makes sense; None where it makes none.
+    retry_after: int | None = None
+    # The model that was asked, for the metrics; never the client's own words, which could be anything.
+    model = "unknown"
+
+
+class BadRequest(RequestError):
+    status, code = 400, "bad_request"
+
+
+class Unauthorized(RequestError):
+    status, code = 401, "unauthorized"
+
+
+class UnknownModel(RequestError):
+    status, code = 404, "unknown_model"
+
+
+class MethodNotAllowed(RequestError):
+    status, code = 405, "method_not_allowed"
+
+
+class SlowRequest(RequestError):
+    """The request itself took longer to arrive than a request may take."""
+
+    status, code = 408, "request_timeout"
+
+
+class TooLarge(RequestError):
+    status, code = 413, "too_large"
+
+
+class UnsupportedImage(RequestError):
+    status, code = 415, "unsupported_image"
+
+
+class DamagedImage(RequestError):
+    status, code = 422, "damaged_image"
+
+
+class Overloaded(RequestError):
+    status, code = 429, "overloaded"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Closing(RequestError):
+    status, code, retry_after = 503, "shutting_down", 5
+
+
+class NotReady(RequestError):
+    """Only `/readyz` says so: the models are loading, or the server is shutting down."""
+
+    status, code = 503, "not_ready"
+
+
+class DeadlinePassed(RequestError):
+    status, code = 504, "deadline_passed"
+
+
+class InferenceFailed(RequestError):
+    """The engine failed, or something of ours did; the log has the traceback."""

@@ -1,0 +1,160 @@
+"""The settings: environment variables called `PODIUM_*`, read and checked once, before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from models.console import Failure
+from serving.runtime import ENGINES, MANIFEST, Artifact, find
+
+# Pillow stops at twice this by itself, and warns above it.
+MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+
+
+def number(low: float, high: float, kind: type[int] | type[float] = int) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(-1)
+        if not low <= value <= high:
+            what = "a whole number" if kind is int else "a number"
+            raise ValueError(f"must be {what} between {low:,} and {high:,}")
+        return value
+
+    return read
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"must be one of {', '.join(names)}")
+        return text
+
+    return read
+
+
+def tags(text: str) -> tuple[str, ...]:
+    found = tuple(tag.strip() for tag in text.split(",") if tag.strip())
+    networks = [tag.split(":")[0] for tag in found]
+    if twice := {network for network in networks if networks.count(network) > 1}:
+        raise ValueError(f"names {', '.join(sorted(twice))} twice; one version of a network is served at a time")
+    return found
+
+
+def secret(text: str) -> str:
+    if not text.strip() or not text.isascii() or not text.isprintable():
+        raise ValueError("must be printable ASCII and not empty; unset it to serve without a token")
+    return text
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    default: str | None
+    read: Callable[[str], Any]
+    meaning: str
+
+
+# fmt: off
+SETTINGS = (
+    #       PODIUM_...      default      what is allowed                        meaning
+    Setting("MODELS",       "",          tags,                                  "networks or tags to serve, separated by commas; the first answers where a request names none. Empty: the newest version of every network in the store, the most recently exported first"),  # noqa: E501
+    Setting("ENGINE",       "auto",      one_of("auto", *ENGINES),              "the engine; `auto` takes what tuning measured as fastest on a machine like this, else the first that an artifact has a file for and that is installed"),  # noqa: E501
+    Setting("PRECISION",    "auto",      one_of("auto", "fp32", "fp16", "int8"), "the precision; `auto` as above"),
+    Setting("THREADS",      "0",         number(0, 1024),                       "threads of one engine call; 0: as many as tuning chose, else one per core"),  # noqa: E501
+    Setting("MAX_BATCH",    "8",         number(1, 1024),                       "most images in one engine call"),
+    Setting("MAX_DELAY_MS", "0",         number(0, 10_000, float),              "how long an idle engine waits for a batch to fill; 0: not at all"),  # noqa: E501
+    Setting("MAX_QUEUE",    "64",        number(1, 100_000),                    "most unanswered images of one model; more are answered 429"),  # noqa: E501
+    Setting("MAX_BODY_MB",  "20",        number(0.001, 2_000, float),           "largest request body, in units of 1,000,000 bytes"),  # noqa: E501
+    Setting("MAX_PIXELS",   "50000000",  number(1, MOST_PIXELS),                "most pixels of one image, width times height"),  # noqa: E501
+    Setting("TIMEOUT_MS",   "10000",     number(1, 3_600_000, float),           "how long a request may take, from its first byte to its answer"),  # noqa: E501
+    Setting("TOKEN",        None,        secret,                                "bearer token that /classify, /compare and /models then ask for"),  # noqa: E501
+)
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `SETTINGS` says, read; times in seconds, sizes in bytes."""
+
+    models: tuple[str, ...]
+    engine: str
+    precision: str
+    threads: int
+    max_batch: int
+    max_delay: float
+    max_queue: int
+    max_body: int
+    max_pixels: int
+    timeout: float
+    token: str | None
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Settings:
+        """Raises `Failure` with one line that names the variable, its value and what it may be."""
+        values: dict[str, Any] = {}
+        for setting in SETTINGS:
+            name = f"PODIUM_{setting.name}"
+            text = environment.get(name, setting.default)
+            try:
+                values[setting.name] = None if text is None else setting.read(text)
+            except ValueError as error:
+                shown = "its value" if setting.read is secret else repr(text)
+                raise Failure(f"{name}: {shown} {error}") from None
+        return cls(
+            models=values["MODELS"],
+            engine=values["ENGINE"],
+            precision=values["PRECISION"],
+            threads=values["THREADS"],
+            max_batch=values["MAX_BATCH"],
+            max_delay=values["MAX_DELAY_MS"] / 1e3,
+            max_queue=values["MAX_QUEUE"],
+            max_body=int(values["MAX_BODY_MB"] * 1e6),
+            max_pixels=values["MAX_PIXELS"],
+            timeout=values["TIMEOUT_MS"] / 1e3,
+            token=values["TOKEN"],
+        )
+
+
+def newest() -> list[str]:
+    """The newest version of every network in BentoML's store, the most recently exported first."""
+    import bentoml
+
+    ours = [model for model in bentoml.models.list() if (Path(model.path) / MANIFEST).is_file()]
+    ours.sort(key=lambda model: model.info.creation_time, reverse=True)
+    return list({model.tag.name: str(model.tag) for model in reversed(ours)}.values())[::-1]
+
+
+def carried(source: Path) -> list[str] | None:
+    """The models of the bento whose source folder `source` is, in its order; None where it is no bento's."""
+    if not (source.parent / "bento.yaml").is_file():
+        return None
+    from bentoml import Bento
+
+    return [str(model.tag) for model in Bento.from_path(str(source.parent)).info.all_models]
+
+
+def artifacts(models: tuple[str, ...], source: Path) -> list[Artifact]:
+    """The artifacts to serve, the default first: those that `models` names, else all there are.
+
+    A bento serves the versions it was built with, however many newer ones the store holds. Raises `Failure` for a
+    model that is missing, and where there is none at all.
+    """
+    inside = carried(source)
+    if inside is None:
+        wanted = list(models) or newest()
+    else:
+        by_name = {name: tag for tag in inside for name in (tag, tag.split(":")[0], f"{tag.split(':')[0]}:latest")}
+        for tag in models:
+            if tag not in by_name:
+                raise Failure(f"PODIUM_MODELS: this bento does not carry {tag!r}; it carries {', '.join(inside)}")
+        wanted = [by_name[tag] for tag in models] or inside
+    if not wanted:
+        raise Failure("there is no exported model to serve; `python -m export resnet50` makes one")
+    return [find(tag) for tag in wanted]

@@ -1,0 +1,531 @@
+"""The HTTP interface as ASGI, without BentoML and without a socket: the contract's answers and its errors."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from prometheus_client import CollectorRegistry
+
+from models.console import Failure
+from models.preprocess import Pixels
+from serving import errors
+from serving.api import Api, Form, multipart
+from serving.classify import Serving
+from serving.errors import BadRequest, RequestError
+from serving.runtime import Artifact, Scores
+from serving.settings import SETTINGS, Settings
+from tests.conftest import save_tiny
+
+ROOT = Path(__file__).parents[1]
+
+
+def jpeg(colour: str = "orange") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (50, 40), colour).save(file, "JPEG")
+    return file.getvalue()
+
+
+async def behind(scope: Any, receive: Any, send: Any) -> None:
+    """The application that `Api` stands in front of."""
+    await send({"type": "http.response.start", "status": 299, "headers": []})
+    await send({"type": "http.response.body", "body": scope["path"].encode()})
+
+
+@asynccontextmanager
+async def started(*artifacts: Artifact, **environment: str) -> AsyncIterator[Serving]:
+    serving = Serving(Settings.read(environment), artifacts, CollectorRegistry())
+    await serving.start()
+    try:
+        yield serving
+    finally:
+        await serving.stop()
+
+
+def client_of(serving: Serving) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(Api(behind, serving)), base_url="http://test", timeout=30)
+
+
+def ask(
+    artifact: Artifact, method: str, path: str, environment: dict[str, str] | None = None, **request: Any
+) -> httpx.Response:
+    """The response to one request of a server with `artifact`."""
+
+    async def one() -> httpx.Response:
+        async with started(artifact, **(environment or {})) as serving, client_of(serving) as client:
+            return await client.request(method, path, **request)
+
+    return asyncio.run(one())
+
+
+def classify(artifact: Artifact, path: str = "/classify", **request: Any) -> httpx.Response:
+    return ask(artifact, "POST", path, **request)
+
+
+def is_error(response: httpx.Response, status: int, code: str, message: str = "") -> bool:
+    answer = response.json()
+    assert (response.status_code, answer["error"]["code"]) == (status, code), response.text
+    assert set(answer) == {"error"} and set(answer["error"]) == {"code", "message"}
+    assert message in answer["error"]["message"], answer
+    return True
+
+
+# What is answered
+
+
+@pytest.mark.parametrize("content_type", ["image/jpeg", "image/png", "application/octet-stream", None])
+def test_a_raw_body(tiny: Artifact, content_type: str | None) -> None:
+    headers = {"content-type": content_type} if content_type else {}
+    response = classify(tiny, "/classify?model=tiny&top_k=3", content=jpeg(), headers=headers)
+    answer = response.json()
+    assert response.status_code == 200 and response.headers["content-type"] == "application/json"
+    assert list(answer) == [
+        "model", "version", "engine", "precision", "weights", "predictions", "timing_ms", "batch_size",
+    ]  # fmt: skip
+    identity = {key: answer[key] for key in ("model", "version", "precision", "weights", "batch_size")}
+    assert identity == {
+        "model": "tiny", "version": tiny.version, "precision": "fp32", "weights": "untrained", "batch_size": 1,
+    }  # fmt: skip
+    assert set(answer["timing_ms"]) == {"decode", "queue", "inference", "total"}
+    assert answer["timing_ms"]["total"] >= answer["timing_ms"]["decode"] + answer["timing_ms"]["inference"]
+    probabilities = [p["probability"] for p in answer["predictions"]]
+    assert len(probabilities) == 3 and probabilities == sorted(probabilities, reverse=True)
+    assert set(answer["predictions"][0]) == {"class_id", "synset", "label", "probability"}
+
+
+def test_the_probabilities_are_the_engines(tiny: Artifact) -> None:
+    from models.preprocess import pixels
+    from serving import runtime
+
+    with Image.open(io.BytesIO(jpeg())) as image:
+        want = runtime.open(tiny).run(pixels(image, tiny.preprocess)[None])[0]
+    answer = classify(tiny, "/classify?top_k=10", content=jpeg()).json()
+    got = {p["class_id"]: p["probability"] for p in answer["predictions"]}
+    assert [got[i] for i in range(10)] == pytest.approx(want.tolist(), abs=1e-6)
+
+
+def test_multipart_with_fields_and_as_bentomls_clients_write_them(tiny: Artifact) -> None:
+    for fields in ({"model": "tiny", "top_k": "2"}, {"model": '"tiny"', "top_k": "2"}, {"model": "null", "top_k": "2"}):
+        response = classify(tiny, files={"image": ("a.jpg", jpeg(), "image/jpeg")}, data=fields)
+        assert response.status_code == 200 and len(response.json()["predictions"]) == 2
+
+
+def test_models_by_name_and_the_first_as_default(tiny: Artifact, tmp_path: Path) -> None:
+    other = save_tiny(tmp_path, "another", classes=4)
+
+    async def test() -> None:
+        async with started(other, tiny) as serving, client_of(serving) as client:
+            listed = (await client.get("/models")).json()
+            assert listed["default"] == "another"
+            assert [m["model"] for m in listed["models"]] == ["another", "tiny"]
+            assert listed["models"][0]["classes"] == 4 and listed["models"][0]["weights"] == "untrained"
+            details = (await client.get("/models/tiny")).json()
+            assert details["manifest"]["files"]["fp32.onnx"]["sha256"] == tiny.manifest["files"]["fp32.onnx"]["sha256"]
+            assert "environment" not in details["manifest"]
+            assert is_error(await client.get("/models/resnet50"), 404, "unknown_model", "another, tiny")
+            assert (await client.post("/classify", content=jpeg())).json()["model"] == "another"
+            few = (await client.post("/classify", content=jpeg())).json()["predictions"]
+            assert len(few) == 4
+            compared = (await client.post("/compare?top_k=1", content=jpeg())).json()["results"]
+            assert {name: len(answer["predictions"]) for name, answer in compared.items()} == {"another": 1, "tiny": 1}
+
+    asyncio.run(test())
+
+
+def test_a_batch_answers_in_order_and_a_bad_image_fails_alone(tiny: Artifact) -> None:
+    sent = [jpeg("red"), b"no image", jpeg("blue"), jpeg()[:300], b""]
+    response = classify(tiny, "/classify/batch?top_k=1", files=[("image", ("x.jpg", body)) for body in sent])
+    results = response.json()["results"]
+    assert response.status_code == 200
+    codes = [result["error"]["code"] if "error" in result else "ok" for result in results]
+    assert codes == ["ok", "unsupported_image", "ok", "damaged_image", "unsupported_image"]
+    assert results[0]["predictions"] != results[2]["predictions"]
+
+
+def test_what_is_not_ours_goes_to_the_application_behind(tiny: Artifact) -> None:
+    for path in ("/metrics", "/docs.json", "/", "/classifyx"):
+        response = ask(tiny, "GET", path)
+        assert (response.status_code, response.text) == (299, path)
+
+
+def test_health_follows_start_and_shutdown(tiny: Artifact) -> None:
+    async def test() -> None:
+        serving = Serving(Settings.read({}), [tiny], CollectorRegistry())
+        async with client_of(serving) as client:
+            assert is_error(await client.get("/readyz"), 503, "not_ready", "loading")
+            assert (await client.get("/livez")).status_code == 200
+            await serving.start()
+            assert (await client.get("/readyz")).status_code == 200
+            assert (await client.head("/readyz")).status_code == 200
+            await serving.drain()
+            assert is_error(await client.get("/readyz"), 503, "not_ready", "shutting down")
+            refused = await client.post("/classify", content=jpeg())
+            assert is_error(refused, 503, "shutting_down") and int(refused.headers["retry-after"]) > 0
+            assert (await client.get("/livez")).status_code == 200
+            await serving.stop()
+
+    asyncio.run(test())
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/classify?top_k=0", "1 to 10"),
+        ("/classify?top_k=11", "1 to 10"),
+        ("/classify?top_k=five", "whole number"),
+        ("/classify?top_k=-1", "whole number"),
+        ("/classify?top_k=", "whole number"),
+        ("/classify?top_k=٣", "whole number"),
+        ("/classify?top_k=1&top_k=2", "more than once"),
+        ("/classify?model=tiny&model=tiny", "more than once"),
+        ("/classify?topk=3", "'topk' is no parameter"),
+        ("/classify?model=%ff", "cannot be read"),
+        ("/classify?" + "&".join(f"a{i}=1" for i in range(50)), "cannot be read"),
+        ("/compare?model=tiny", "leave model out"),
+    ],
+)
+def test_bad_parameters_are_400(tiny: Artifact, path: str, message: str) -> None:
+    assert is_error(classify(tiny, path, content=jpeg()), 400, "bad_request", message)
+
+
+def part(name: str, value: bytes, kind: str = "") -> bytes:
+    content_type = f"Content-Type: {kind}\r\n" if kind else ""
+    return f'--B\r\nContent-Disposition: form-data; name="{name}"\r\n{content_type}\r\n'.encode() + value + b"\r\n"
+
+
+END = b"--B--\r\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "bad_request"),
+        (b"nothing of a form", 400, "bad_request"),
+        (END, 400, "bad_request"),
+        (part("image", jpeg()), 400, "bad_request"),
+        (part("image", jpeg()) + part("image", jpeg()) + END, 400, "bad_request"),
+        (part("file", jpeg()) + END, 400, "bad_request"),
+        (part("top_k", b"3") + END, 400, "bad_request"),
+        (part("image", b"") + END, 400, "bad_request"),
+        (part("image", jpeg()) + part("top_k", b"3") + part("top_k", b"3") + END, 400, "bad_request"),
+        (part("image", jpeg()) + part("model", b"x" * 5000) + END, 400, "bad_request"),
+        (part("image", jpeg()) + part("model", b'"\\ud800"') + END, 404, "unknown_model"),
+        (b"--B\r\nX: y\r\n\r\nvalue\r\n" + END, 400, "bad_request"),
+        (b'--B\r\nContent-Disposition: attachment; name="image"\r\n\r\nvalue\r\n' + END, 400, "bad_request"),
+        (part("image", b"http://127.0.0.1:3000/cat.jpg") + END, 415, "unsupported_image"),
+        (part("image", jpeg(), "text/html") + END, 415, "unsupported_image"),
+        (part("image", jpeg()[:200]) + END, 422, "damaged_image"),
+    ],
+)
+def test_bad_forms(tiny: Artifact, body: bytes, status: int, code: str) -> None:
+    headers = {"content-type": "multipart/form-data; boundary=B"}
+    assert is_error(classify(tiny, content=body, headers=headers), status, code)
+
+
+def test_a_form_without_a_boundary_is_400(tiny: Artifact) -> None:
+    response = classify(tiny, content=b"x", headers={"content-type": "multipart/form-data"})
+    assert is_error(response, 400, "bad_request", "boundary")
+
+
+def test_bad_bodies(tiny: Artifact) -> None:
+    assert is_error(classify(tiny, content=b""), 400, "bad_request", "empty")
+    assert is_error(classify(tiny, content=b"garbage"), 415, "unsupported_image")
+    assert is_error(classify(tiny, content=jpeg()[:200]), 422, "damaged_image")
+    for headers in ({"content-type": "text/plain"}, {"content-encoding": "gzip"}):
+        assert is_error(classify(tiny, content=jpeg(), headers=headers), 415, "unsupported_image")
+    assert is_error(classify(tiny, "/classify?model=vgg99", content=jpeg()), 404, "unknown_model", "there are tiny")
+    assert is_error(ask(tiny, "GET", "/classify"), 405, "method_not_allowed", "POST")
+
+
+def test_limits_on_body_and_pixels(tiny: Artifact) -> None:
+    async def chunked() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield bytes(1000)
+
+    limit = {"PODIUM_MAX_BODY_MB": "0.01", "PODIUM_MAX_PIXELS": "1999"}
+    assert is_error(classify(tiny, content=bytes(10_001), environment=limit), 413, "too_large", "10,000")
+    assert is_error(classify(tiny, content=chunked(), environment=limit), 413, "too_large", "10,000")
+    assert is_error(classify(tiny, content=jpeg(), environment=limit), 413, "too_large", "50 x 40")
+    many = [("image", ("x.jpg", jpeg()))] * 3
+    few = {"PODIUM_MAX_QUEUE": "2"}
+    assert is_error(classify(tiny, "/classify/batch", files=many, environment=few), 413, "too_large", "more than 2")
+
+
+def test_a_body_that_does_not_come_is_408(tiny: Artifact) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield jpeg()[:100]
+        await asyncio.sleep(30)
+
+    response = classify(tiny, content=endless(), environment={"PODIUM_TIMEOUT_MS": "50"})
+    assert is_error(response, 408, "request_timeout", "0.05 s")
+
+
+@pytest.mark.parametrize("path", ["/classify", "/classify/batch", "/compare", "/models", "/models/tiny"])
+def test_a_token_is_asked_for(tiny: Artifact, path: str) -> None:
+    async def test() -> None:
+        method = "GET" if "models" in path else "POST"
+        async with started(tiny, PODIUM_TOKEN="s3cret") as serving, client_of(serving) as client:
+            for wrong in (
+                {},
+                {"authorization": "Bearer s3cre"},
+                {"authorization": "s3cret"},
+                {"authorization": "Bearer "},
+            ):
+                refused = await client.request(method, path, content=jpeg(), headers=wrong)
+                assert is_error(refused, 401, "unauthorized", "Bearer")
+                assert refused.headers["www-authenticate"] == "Bearer"
+            right = {"authorization": "Bearer s3cret"}
+            assert (await client.request(method, path, content=jpeg(), headers=right)).status_code == 200
+            assert (await client.get("/readyz")).status_code == 200
+
+    asyncio.run(test())
+
+
+# Under load, and when things break
+
+
+class Held:
+    """A model's engine, held until the test lets it go."""
+
+    def __init__(self, serving: Serving) -> None:
+        self.batcher = serving.models["tiny"].batcher
+        self.run = self.batcher.run
+        self.batcher.run = self
+        self.entered, self.passage = threading.Semaphore(0), threading.Event()
+        self.sizes: list[int] = []
+
+    def __call__(self, batch: Pixels) -> Scores:
+        self.sizes.append(len(batch))
+        self.entered.release()
+        assert self.passage.wait(30)
+        return self.run(batch)
+
+    async def busy(self) -> None:
+        await asyncio.to_thread(self.entered.acquire)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():
+        await asyncio.sleep(0.001)
+
+
+def with_held_engine(
+    tiny: Artifact, test: Callable[[Serving, httpx.AsyncClient, Held], Awaitable[None]], **environment: str
+) -> None:
+    async def run() -> None:
+        async with started(tiny, **environment) as serving, client_of(serving) as client:
+            held = Held(serving)
+            try:
+                await asyncio.wait_for(test(serving, client, held), 60)
+            finally:
+                held.passage.set()
+
+    asyncio.run(run())
+
+
+def post(client: httpx.AsyncClient, body: bytes) -> asyncio.Task[httpx.Response]:
+    return asyncio.create_task(client.post("/classify", content=body))
+
+
+def test_concurrent_requests_share_a_batch_and_a_bad_one_fails_alone(tiny: Artifact) -> None:
+    async def test(serving: Serving, client: httpx.AsyncClient, held: Held) -> None:
+        first = post(client, jpeg())
+        await held.busy()
+        bodies = [jpeg("red"), jpeg()[:300], jpeg("green"), b"junk", jpeg("blue")]
+        rest = [post(client, body) for body in bodies]
+        await until(lambda: len(serving.models["tiny"].batcher._waiting) == 3)
+        held.passage.set()
+        answers = [await task for task in (first, *rest)]
+        assert [answer.status_code for answer in answers] == [200, 200, 422, 200, 415, 200]
+        assert held.sizes == [1, 3]
+        assert [answers[i].json()["batch_size"] for i in (0, 1, 3, 5)] == [1, 3, 3, 3]
+
+    with_held_engine(tiny, test)
+
+
+def test_overload_is_429_at_once(tiny: Artifact) -> None:
+    async def test(serving: Serving, client: httpx.AsyncClient, held: Held) -> None:
+        tasks = [post(client, jpeg()) for _ in range(2)]
+        await until(lambda: serving.models["tiny"].batcher.accepted == 2)
+        refused = await client.post("/classify", content=jpeg())
+        assert is_error(refused, 429, "overloaded") and int(refused.headers["retry-after"]) >= 1
+        held.passage.set()
+        assert [(await task).status_code for task in tasks] == [200, 200]
+
+    with_held_engine(tiny, test, PODIUM_MAX_QUEUE="2")
+
+
+def test_a_late_answer_is_504(tiny: Artifact) -> None:
+    async def test(serving: Serving, client: httpx.AsyncClient, held: Held) -> None:
+        assert is_error(await client.post("/classify", content=jpeg()), 504, "deadline_passed")
+
+    with_held_engine(tiny, test, PODIUM_TIMEOUT_MS="200")
+
+
+def test_a_broken_engine_is_500_without_its_secrets(tiny: Artifact) -> None:
+    async def test(serving: Serving, client: httpx.AsyncClient, held: Held) -> None:
+        def broken(_: Pixels) -> Scores:
+            raise RuntimeError("/home/someone/model.onnx is broken")
+
+        held.passage.set()
+        serving.models["tiny"].batcher.run = broken
+        refused = await client.post("/classify", content=jpeg())
+        assert is_error(refused, 500, "internal") and "someone" not in refused.text
+        serving.models["tiny"].batcher.run = lambda batch: np.full((len(batch), 10), np.nan, np.float32)
+        assert is_error(await client.post("/classify", content=jpeg()), 500, "internal")
+        serving.models["tiny"].batcher.run = held
+        assert (await client.post("/classify", content=jpeg())).status_code == 200
+
+    with_held_engine(tiny, test)
+
+
+def test_a_client_that_hangs_up_leaves_the_queue(tiny: Artifact) -> None:
+    async def test(serving: Serving, client: httpx.AsyncClient, held: Held) -> None:
+        first = post(client, jpeg())
+        await held.busy()
+        batcher = serving.models["tiny"].batcher
+        answered: list[int | None] = []
+        hang_up, sent = asyncio.Event(), [{"type": "http.request", "body": jpeg(), "more_body": False}]
+
+        async def receive() -> Any:
+            if sent:
+                return sent.pop()
+            await hang_up.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            answered.append(message.get("status"))
+
+        scope = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": []}
+        gone = asyncio.create_task(Api(behind, serving)(scope, receive, send))
+        await until(lambda: len(batcher._waiting) == 1)
+        hang_up.set()
+        await gone
+        await until(lambda: not batcher._waiting and batcher.accepted == 1)
+        assert answered == [499, None]  # what stands between us and the server waits for it
+        held.passage.set()
+        assert (await first).status_code == 200
+        assert held.sizes == [1]
+
+    with_held_engine(tiny, test)
+
+
+def test_a_shutdown_waits_for_what_is_under_way(tiny: Artifact) -> None:
+    async def test(serving: Serving, client: httpx.AsyncClient, held: Held) -> None:
+        under_way = post(client, jpeg())
+        await held.busy()
+        draining = asyncio.create_task(serving.drain())
+        await until(lambda: serving.closing)
+        assert is_error(await client.post("/classify", content=jpeg()), 503, "shutting_down")
+        assert not draining.done()
+        held.passage.set()
+        assert (await under_way).status_code == 200
+        await draining
+
+    with_held_engine(tiny, test)
+
+
+def test_metrics_count_every_outcome(tiny: Artifact) -> None:
+    async def test() -> None:
+        async with started(tiny) as serving, client_of(serving) as client:
+            for path, body in (("/classify", jpeg()), ("/classify", b"junk"), ("/classify?model=x", jpeg())):
+                await client.post(path, content=body)
+            await client.post("/classify/batch", files=[("image", ("a", jpeg())), ("image", ("b", b"junk"))])
+            value = serving.registry.get_sample_value
+            outcomes = [("tiny", "ok"), ("tiny", "unsupported_image"), ("unknown", "unknown_model")]
+            counts = [value("podium_requests_total", {"model": m, "outcome": o}) for m, o in outcomes]
+            assert counts == [2, 2, 1]
+            for stage in ("decode", "queue", "inference", "total"):
+                assert value("podium_stage_seconds_count", {"model": "tiny", "stage": stage}) == 2
+            assert value("podium_batch_size_sum", {"model": "tiny"}) == 2
+            assert value("podium_queue_depth", {"model": "tiny"}) == 0
+            assert value("podium_inflight", {}) == 0
+
+    asyncio.run(test())
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    pieces=st.lists(
+        st.one_of(
+            st.binary(max_size=40),
+            st.sampled_from(
+                [b"--B\r\n", END, b"\r\n", b"--B", b"--", b'Content-Disposition: form-data; name="image"\r\n\r\n',
+                 part("image", b"x"), part("top_k", b"1"), b"Content-Type: image/png\r\n", b": \r\n", b'name="']
+            ),
+        ),
+        max_size=12,
+    )
+)  # fmt: skip
+def test_any_form_is_read_or_refused(pieces: list[bytes]) -> None:
+    form = Form()
+    try:
+        multipart(b"".join(pieces), b"B", form, most_images=4)
+    except RequestError as error:
+        assert 400 <= error.status < 500
+    else:
+        assert len(form.images) <= 4 and set(form.fields) <= {"model", "top_k"}
+
+
+@settings(max_examples=50, deadline=None)
+@given(images=st.lists(st.binary(max_size=200).filter(lambda b: b"--B" not in b), min_size=1, max_size=4))
+def test_a_form_gives_back_the_bytes_it_was_made_of(images: list[bytes]) -> None:
+    form = Form()
+    multipart(b"".join(part("image", body) for body in images) + END, b"B", form, most_images=4)
+    assert form.images == images
+
+
+# Settings and their page
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAX_BATCH", "0"), ("MAX_BATCH", "two"), ("MAX_BATCH", ""), ("ENGINE", "cuda"), ("PRECISION", "int4"),
+        ("MAX_BODY_MB", "-1"), ("MAX_BODY_MB", "nan"), ("TIMEOUT_MS", "inf"), ("MAX_PIXELS", "1e9"), ("THREADS", "1.5"),
+        ("MODELS", "tiny,tiny:latest"), ("TOKEN", ""), ("TOKEN", "käse"),
+    ],
+)  # fmt: skip
+def test_a_bad_setting_is_one_line_that_names_it(name: str, value: str) -> None:
+    with pytest.raises(Failure, match=f"^PODIUM_{name}: .+$") as failure:
+        Settings.read({f"PODIUM_{name}": value})
+    assert name != "TOKEN" or not value or value not in str(failure.value)
+
+
+def test_settings_come_in_seconds_and_bytes() -> None:
+    read = Settings.read({"PODIUM_MAX_BODY_MB": "2.5", "PODIUM_TIMEOUT_MS": "1500", "PODIUM_MODELS": " a, b:1 ,"})
+    assert (read.max_body, read.timeout, read.models) == (2_500_000, 1.5, ("a", "b:1"))
+
+
+def test_the_page_lists_every_setting_and_every_error() -> None:
+    page = (ROOT / "docs" / "serving.md").read_text("utf-8")
+    for setting in SETTINGS:
+        default = f"`{setting.default}`" if setting.default else "empty" if setting.default == "" else "unset"
+        assert f"| `PODIUM_{setting.name}` | {default} | {setting.meaning} |" in page
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RequestError)]
+    assert BadRequest in kinds
+    for kind in kinds:
+        assert f"| {kind.status} | `{kind.code}` |" in page, kind
+
+
+def test_the_page_shows_an_answer_of_the_contracts_form(tiny: Artifact) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text("utf-8")
+    shown = (
+        page[page.index('    {"model"') : page.index("`weights` is")].replace("...}, ...]", "}]").replace(", ...]", "]")
+    )
+    assert list(json.loads(shown)) == list(classify(tiny, content=jpeg()).json())

@@ -1,0 +1,290 @@
+"""The micro-batcher against engines that wait, fail and count. An engine here is a gate that the test opens."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.preprocess import Pixels
+from serving.batcher import Batcher, Engine, Scored
+from serving.errors import Closing, DeadlinePassed, InferenceFailed, Overloaded
+from serving.runtime import Scores
+
+SHAPE = (2, 2, 3)
+
+
+class Gate:
+    """An engine that records its batches and, while closed, holds them."""
+
+    def __init__(self, closed: bool = False) -> None:
+        self.batches: list[list[int]] = []
+        self.entered = threading.Semaphore(0)
+        self.passage = threading.Event()
+        if not closed:
+            self.passage.set()
+
+    def __call__(self, batch: Pixels) -> Scores:
+        numbers = [int(image[0, 0, 0]) for image in batch]
+        self.batches.append(numbers)
+        self.entered.release()
+        assert self.passage.wait(30)
+        if 255 in numbers:
+            raise RuntimeError("the engine broke")
+        return np.array([[n, 2 * n] for n in numbers], np.float32)
+
+    async def busy(self) -> None:
+        """Until the engine is inside a call."""
+        await asyncio.to_thread(self.entered.acquire)
+
+
+def image(number: int) -> Pixels:
+    return np.full(SHAPE, number, np.uint8)
+
+
+@asynccontextmanager
+async def batcher(gate: Gate, engine: Engine | None = None, **options: Any) -> Any:
+    shared = engine or Engine()
+    made = Batcher(gate, SHAPE, shared, **{"max_batch": 4, "max_queue": 16, **options})
+    try:
+        yield made
+    finally:
+        gate.passage.set()
+        await made.close()
+        if engine is None:
+            shared.close()
+
+
+def soon(seconds: float = 30) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+async def ask(to: Batcher, number: int, seconds: float = 30) -> Scored:
+    with to.admit():
+        return await to.submit(image(number), soon(seconds))
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 60))  # type: ignore[arg-type]
+
+
+async def settle() -> None:
+    """Let every task that can run do so."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_an_idle_engine_starts_at_once_and_alone() -> None:
+    async def test() -> None:
+        gate = Gate()
+        async with batcher(gate) as to:
+            scored = await ask(to, 7)
+        assert scored.scores.tolist() == [7, 14] and scored.batch_size == 1
+        assert scored.queue >= 0 and scored.inference >= 0
+
+    run(test)
+
+
+def test_what_arrives_while_the_engine_is_busy_is_the_next_batch_in_order() -> None:
+    async def test() -> None:
+        gate = Gate(closed=True)
+        async with batcher(gate) as to:
+            first = asyncio.create_task(ask(to, 0))
+            await gate.busy()
+            others = [asyncio.create_task(ask(to, n)) for n in range(1, 7)]
+            await settle()
+            gate.passage.set()
+            answers = await asyncio.gather(first, *others)
+        assert gate.batches == [[0], [1, 2, 3, 4], [5, 6]]
+        assert [a.scores[0] for a in answers] == list(range(7))
+        assert [a.batch_size for a in answers] == [1, 4, 4, 4, 4, 2, 2]
+
+    run(test)
+
+
+def test_a_full_queue_is_429_with_retry_after_and_room_comes_back() -> None:
+    async def test() -> None:
+        gate = Gate(closed=True)
+        async with batcher(gate, max_queue=3) as to:
+            tasks = [asyncio.create_task(ask(to, n)) for n in range(3)]
+            await settle()
+            with pytest.raises(Overloaded) as refused:
+                await ask(to, 3)
+            assert refused.value.retry_after is not None and refused.value.retry_after >= 1
+            gate.passage.set()
+            await asyncio.gather(*tasks)
+            assert (await ask(to, 4)).scores[0] == 4
+            assert to.accepted == 0
+
+    run(test)
+
+
+def test_a_request_past_its_deadline_is_504_and_never_run() -> None:
+    async def test() -> None:
+        gate = Gate(closed=True)
+        async with batcher(gate) as to:
+            first = asyncio.create_task(ask(to, 0))
+            await gate.busy()
+            with pytest.raises(DeadlinePassed):
+                await ask(to, 1, seconds=0.01)
+            gate.passage.set()
+            await first
+            await ask(to, 2)
+        assert gate.batches == [[0], [2]]
+
+    run(test)
+
+
+def test_a_deadline_passes_while_the_engine_runs() -> None:
+    async def test() -> None:
+        gate = Gate(closed=True)
+        async with batcher(gate) as to:
+            with pytest.raises(DeadlinePassed):
+                await ask(to, 0, seconds=0.01)
+            gate.passage.set()
+            assert (await ask(to, 1)).scores[0] == 1
+
+    run(test)
+
+
+def test_a_client_that_is_gone_leaves_the_queue() -> None:
+    async def test() -> None:
+        gate = Gate(closed=True)
+        depths: list[float] = []
+        async with batcher(gate, max_queue=2, on_depth=depths.append) as to:
+            first = asyncio.create_task(ask(to, 0))
+            await gate.busy()
+            gone = asyncio.create_task(ask(to, 1))
+            await settle()
+            assert depths[-1] == 1
+            gone.cancel()
+            await settle()
+            assert depths[-1] == 0
+            after = asyncio.create_task(ask(to, 2))  # there is room again
+            await settle()
+            gate.passage.set()
+            await asyncio.gather(first, after)
+        assert gone.cancelled() and gate.batches == [[0], [2]]
+
+    run(test)
+
+
+def test_a_failing_engine_fails_its_batch_and_no_other() -> None:
+    async def test() -> None:
+        gate = Gate(closed=True)
+        async with batcher(gate, max_batch=2) as to:
+            tasks = [asyncio.create_task(ask(to, 0))]
+            await gate.busy()
+            tasks += [asyncio.create_task(ask(to, n)) for n in (255, 1, 2, 3)]
+            await settle()
+            gate.passage.set()
+            good, broken, beside, *later = await asyncio.gather(*tasks, return_exceptions=True)
+        assert gate.batches == [[0], [255, 1], [2, 3]]
+        assert isinstance(broken, InferenceFailed) and isinstance(beside, InferenceFailed)
+        assert [x.scores[0] for x in (good, *later) if isinstance(x, Scored)] == [0, 2, 3]
+
+    run(test)
+
+
+def test_an_engine_that_answers_for_too_few_is_an_error_not_a_mixup() -> None:
+    async def test() -> None:
+        async with batcher(Gate()) as to:
+            to.run = lambda batch: np.zeros((0, 2), np.float32)
+            with pytest.raises(InferenceFailed):
+                await ask(to, 1)
+
+    run(test)
+
+
+def test_nobody_is_left_waiting_when_the_batcher_itself_fails() -> None:
+    async def test() -> None:
+        def broken(_: float) -> None:
+            raise RuntimeError("a defect of ours")
+
+        async with batcher(Gate(), on_batch=broken) as to:
+            with pytest.raises(InferenceFailed):
+                await ask(to, 1)
+            to.on_batch = lambda _: None
+            assert (await ask(to, 2)).scores[0] == 2
+
+    run(test)
+
+
+def test_max_delay_waits_for_a_full_batch_and_not_longer() -> None:
+    async def test() -> None:
+        gate = Gate()
+        async with batcher(gate, max_delay=20.0) as to:
+            await asyncio.wait_for(asyncio.gather(*(ask(to, n) for n in range(4))), 10)
+        assert gate.batches == [[0, 1, 2, 3]]
+        gate = Gate()
+        async with batcher(gate, max_delay=0.01) as to:
+            assert (await ask(to, 5)).queue >= 0.009
+
+    run(test)
+
+
+def test_closing_answers_what_was_accepted_and_refuses_the_rest() -> None:
+    async def test() -> None:
+        gate = Gate(closed=True)
+        async with batcher(gate) as to:
+            tasks = [asyncio.create_task(ask(to, n)) for n in range(6)]
+            await gate.busy()
+            closing = asyncio.create_task(to.close())
+            await settle()
+            with pytest.raises(Closing) as refused:
+                await ask(to, 9)
+            assert refused.value.retry_after
+            assert not closing.done()
+            gate.passage.set()
+            await closing
+            assert [(await task).scores[0] for task in tasks] == list(range(6))
+
+    run(test)
+
+
+def test_models_take_turns() -> None:
+    async def test() -> None:
+        engine, order = Engine(), []
+
+        def recording(name: str, gate: Gate) -> Callable[[Pixels], Scores]:
+            def call(batch: Pixels) -> Scores:
+                order.append(name)
+                return gate(batch)
+
+            return call
+
+        slow, other = Gate(closed=True), Gate()
+        async with batcher(slow, engine, max_batch=1) as a, batcher(other, engine, max_batch=1) as b:
+            a.run, b.run = recording("a", slow), recording("b", other)
+            tasks = [asyncio.create_task(ask(a, n)) for n in range(4)]
+            await slow.busy()
+            tasks += [asyncio.create_task(ask(b, n)) for n in range(2)]
+            await settle()
+            slow.passage.set()
+            await asyncio.gather(*tasks)
+        engine.close()
+        assert order == ["a", "b", "a", "b", "a", "a"]
+
+    run(test)
+
+
+def test_losing_the_event_loop_leaves_no_caller_waiting() -> None:
+    async def test() -> None:
+        gate = Gate(closed=True)
+        async with batcher(gate) as to:
+            tasks = [asyncio.create_task(ask(to, n)) for n in range(6)]
+            await gate.busy()
+            worker = to._worker
+            assert worker is not None
+            worker.cancel()
+            with suppress(asyncio.CancelledError):
+                await worker
+            errors = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(error) for error in errors] == [Closing] * 6
+
+    run(test)

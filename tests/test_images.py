@@ -1,0 +1,201 @@
+"""From bytes to pixels: every kind of image as a person sees it, every kind of rubbish as a typed error."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from models.preprocess import Preprocess, pixels
+from serving.errors import DamagedImage, RequestError, TooLarge, UnsupportedImage
+from serving.images import ORIENTATION, UPRIGHT, check_content_type, decode, image_format
+
+# As `serving.images` sets it for a running server; pytest sets its own.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
+RECIPE = Preprocess(resize=36, crop=32)
+MAX_PIXELS = 1_000_000
+
+
+def photograph(width: int = 64, height: int = 48) -> Image.Image:
+    """A picture that no turning or mirroring maps onto itself."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, (x + 2 * y) / 3], -1).astype(np.uint8))
+
+
+def encoded(image: Image.Image, name: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, name, **options)
+    return file.getvalue()
+
+
+def off_by(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first.astype(int) - second.astype(int)).mean())
+
+
+@pytest.mark.parametrize("name", ["PNG", "BMP", "GIF", "TIFF", "JPEG", "WEBP"])
+def test_takes_every_format(name: str) -> None:
+    body = encoded(photograph(), name)
+    got = decode(body, RECIPE, MAX_PIXELS)
+    assert image_format(body) == name
+    assert got.shape == (32, 32, 3) and got.dtype == np.uint8
+    assert off_by(got, pixels(photograph(), RECIPE)) < 6
+
+
+@pytest.mark.parametrize("name", ["PNG", "BMP", "TIFF"])
+def test_lossless_formats_give_the_reference_pixels(name: str) -> None:
+    assert np.array_equal(decode(encoded(photograph(), name), RECIPE, MAX_PIXELS), pixels(photograph(), RECIPE))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_honoured(name: str, orientation: int) -> None:
+    undo = {
+        Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+        Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+    }
+    turn = UPRIGHT.get(orientation)
+    stored = photograph() if turn is None else photograph().transpose(undo.get(turn, turn))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    got = decode(encoded(stored, name, exif=exif), RECIPE, MAX_PIXELS)
+    assert off_by(got, pixels(photograph(), RECIPE)) < 6
+
+
+def test_damaged_exif_does_not_spoil_a_good_image() -> None:
+    body = encoded(photograph(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    assert decode(body, RECIPE, MAX_PIXELS).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "LA", "RGBA", "I;16"])
+def test_modes_come_out_as_rgb(mode: str) -> None:
+    grey = photograph().convert("L")
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    elif mode in ("1", "LA"):
+        image = grey.convert(mode)
+    else:
+        image = photograph().convert(mode)
+    got = decode(encoded(image, "JPEG" if mode == "CMYK" else "PNG"), RECIPE, MAX_PIXELS)
+    want = pixels(grey if mode in ("1", "L", "LA", "I;16") else photograph(), RECIPE)
+    # Dithered black and white, and a palette, are near the original only on average.
+    assert off_by(got, want) < {"1": 60, "P": 12, "CMYK": 6}.get(mode, 1)
+
+
+def test_transparency_lies_over_white() -> None:
+    clear = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    assert decode(encoded(clear), RECIPE, MAX_PIXELS).min() == 255
+
+
+def test_an_animation_shows_its_first_frame() -> None:
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    for name in ("GIF", "WEBP", "PNG", "TIFF"):
+        body = encoded(frames[0], name, save_all=True, append_images=frames[1:])
+        got = decode(body, RECIPE, MAX_PIXELS).mean((0, 1))
+        assert got[0] > 240 and got[2] < 15, name
+
+
+def test_progressive_jpeg_gives_the_baseline_pixels() -> None:
+    plain, progressive = (
+        decode(encoded(photograph(), "JPEG", progressive=p), RECIPE, MAX_PIXELS) for p in (False, True)
+    )
+    assert np.array_equal(plain, progressive)
+
+
+def test_grey_networks_get_one_channel() -> None:
+    recipe = Preprocess(resize=32, crop=28, mean=(0.5,), std=(0.5,), mode="L")
+    assert decode(encoded(photograph(), "JPEG"), recipe, MAX_PIXELS).shape == (28, 28, 1)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"hello", b"%PDF-1.7", b"<svg/>", b"\x00" * 100, b"http://127.0.0.1/cat.jpg", b"RIFFxxxxWAVE"]
+)
+def test_what_is_no_image_is_unsupported(body: bytes) -> None:
+    with pytest.raises(UnsupportedImage, match="JPEG, PNG"):
+        decode(body, RECIPE, MAX_PIXELS)
+
+
+@pytest.mark.parametrize(
+    "declared", ["text/html", "application/json", "image/svg+xml", "application/x-www-form-urlencoded"]
+)
+def test_a_declared_type_that_is_no_image_is_unsupported(declared: str) -> None:
+    with pytest.raises(UnsupportedImage, match="image/jpeg"):
+        check_content_type(declared)
+
+
+@pytest.mark.parametrize("name", ["PNG", "BMP", "GIF", "TIFF", "JPEG", "WEBP"])
+def test_truncated_anywhere_is_a_typed_error(name: str) -> None:
+    body = encoded(photograph(), name)
+    failures = 0
+    for end in range(16, len(body) - 2, 10):
+        try:
+            decode(body[:end], RECIPE, MAX_PIXELS)
+        except (DamagedImage, UnsupportedImage):
+            failures += 1
+    # The last bytes of some formats carry nothing of the picture.
+    assert failures >= 0.8 * len(range(16, len(body) - 2, 10))
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few dozen bytes that declares `width` x `height` pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\x00")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(1001, 1000), (9_500, 9_500), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
+def test_too_many_pixels_are_refused_before_decoding(size: tuple[int, int]) -> None:
+    with pytest.raises(TooLarge):
+        decode(bomb(*size), RECIPE, MAX_PIXELS)
+
+
+def test_a_thin_line_is_refused_before_it_is_scaled_up() -> None:
+    with pytest.raises(TooLarge, match="long and thin"):
+        decode(encoded(Image.new("L", (1, 5_000))), RECIPE, MAX_PIXELS)
+
+
+def test_the_limit_itself_is_allowed() -> None:
+    assert decode(encoded(Image.new("RGB", (100, 100))), RECIPE, 10_000).shape == (32, 32, 3)
+
+
+SAMPLES = [encoded(photograph(), name) for name in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")]
+EXIF = Image.Exif()
+EXIF[ORIENTATION] = 6
+SAMPLES += [
+    encoded(photograph(), "JPEG", progressive=True, exif=EXIF),
+    encoded(photograph().convert("P"), "PNG", transparency=3),
+    encoded(photograph(), "TIFF", compression="tiff_lzw"),
+    encoded(photograph().convert("CMYK"), "JPEG"),
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    sample=st.sampled_from(SAMPLES),
+    edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=12),
+    end=st.floats(0.05, 1),
+    tail=st.binary(max_size=20),
+)
+def test_mutated_images_give_pixels_or_a_typed_error(
+    sample: bytes, edits: list[tuple[float, int]], end: float, tail: bytes
+) -> None:
+    body = bytearray(sample)
+    for place, value in edits:
+        body[int(place * (len(body) - 1))] = value
+    mutated = bytes(body[: int(end * len(body))]) + tail
+    try:
+        got = decode(mutated, RECIPE, MAX_PIXELS)
+    except RequestError as error:
+        assert 400 <= error.status < 500
+        assert str(error)
+    else:
+        assert got.shape == (32, 32, 3)

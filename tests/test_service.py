@@ -1,0 +1,328 @@
+"""The service as its users meet it: `bentoml serve` in a process of its own, asked over a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+
+import bentoml
+import pytest
+import yaml
+from PIL import Image
+
+from models.preprocess import pixels
+from serving import runtime
+from serving.runtime import Artifact
+from tests.conftest import ROOT, save_tiny
+
+BENTOML = [str(Path(sys.executable).with_name("bentoml"))]
+PATIENCE = 60.0
+
+# BentoML 1.4.40 with pydantic 2.11 and later, when its SDK is first imported.
+pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince211")
+
+
+def jpeg(colour: str = "orange") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (50, 40), colour).save(file, "JPEG")
+    return file.getvalue()
+
+
+@dataclass
+class Server:
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def connect(self) -> HTTPConnection:
+        return HTTPConnection("127.0.0.1", self.port, timeout=30)
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        with closing(self.connect()) as connection:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, response.read()
+
+    def classify(self, body: bytes, path: str = "/classify", kind: str = "image/jpeg") -> tuple[int, dict]:
+        status, answer = self.ask("POST", path, body, {"Content-Type": kind})
+        return status, json.loads(answer)
+
+    def ready(self) -> int:
+        """What `/readyz` says, 0 where nobody listens."""
+        try:
+            return self.ask("GET", "/readyz")[0]
+        except OSError:
+            return 0
+
+    def until_ready(self, status: int) -> None:
+        end = time.monotonic() + PATIENCE
+        while self.ready() != status:
+            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()
+            time.sleep(0.02)
+
+
+@contextmanager
+def serve(log: Path, *arguments: str, cwd: Path = ROOT, **environment: str) -> Iterator[Server]:
+    """`bentoml serve` on a free port, ready; ended after."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [*BENTOML, "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=cwd, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT
+        )
+    server = Server(port, process, log)
+    try:
+        server.until_ready(200)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with serve(log, PODIUM_MODELS=tiny.tag, PODIUM_MAX_BODY_MB="0.1") as running:
+        yield running
+
+
+def test_a_photograph_gets_the_engines_answer(server: Server, tiny: Artifact) -> None:
+    with Image.open(io.BytesIO(jpeg())) as image:
+        want = runtime.open(tiny).run(pixels(image, tiny.preprocess)[None])[0]
+    status, answer = server.classify(jpeg(), "/classify?model=tiny&top_k=10")
+    assert (status, answer["version"], answer["weights"]) == (200, tiny.version, "untrained")
+    got = {p["class_id"]: p["probability"] for p in answer["predictions"]}
+    assert [got[i] for i in range(10)] == pytest.approx(want.tolist(), abs=1e-6)
+
+
+def test_multipart(server: Server) -> None:
+    body = b'--B\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n' + jpeg() + b"\r\n"
+    body += b'--B\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n2\r\n--B--\r\n'
+    status, answer = server.classify(body, kind="multipart/form-data; boundary=B")
+    assert status == 200 and len(answer["predictions"]) == 2
+
+
+CLIENT = """
+import json, pathlib, sys, bentoml
+url, photograph = sys.argv[1], pathlib.Path(sys.argv[2])
+with bentoml.SyncHTTPClient(url) as client:
+    answers = [client.classify(image=photograph, model="tiny", top_k=3), client.classify(photograph, model=None)]
+    try:
+        client.classify(image=photograph, model="resnet50")
+    except bentoml.exceptions.BentoMLException as error:
+        answers.append(str(error))
+print(json.dumps(answers))
+"""
+
+
+def test_bentomls_client_classifies(server: Server, tmp_path: Path) -> None:
+    photograph = tmp_path / "photograph.jpg"
+    photograph.write_bytes(jpeg())
+    command = [sys.executable, "-c", CLIENT, server.url, str(photograph)]
+    named, default, refused = json.loads(subprocess.check_output(command, timeout=PATIENCE))
+    assert named["model"] == default["model"] == "tiny"
+    assert (len(named["predictions"]), len(default["predictions"])) == (3, 5)
+    assert "unknown_model" in refused
+
+
+def test_an_address_is_not_fetched(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as bait:
+        bait.setblocking(False)
+        address = f"http://127.0.0.1:{bait.getsockname()[1]}/cat.jpg".encode()
+        form = b'--B\r\nContent-Disposition: form-data; name="image"\r\n\r\n' + address + b"\r\n--B--\r\n"
+        assert server.classify(form, kind="multipart/form-data; boundary=B")[0] == 415
+        for path in ("/classify", "/classify/", "//classify", "/%63lassify"):
+            for body, kind in (
+                (form, "multipart/form-data; boundary=B"),
+                (b"image=" + address, "application/x-www-form-urlencoded"),
+                (json.dumps({"image": address.decode()}).encode(), "application/json"),
+            ):
+                status, _ = server.ask("POST", path, body, {"Content-Type": kind})
+                assert 300 <= status < 500, (path, kind, status)
+        with pytest.raises(BlockingIOError):
+            bait.accept()
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "kind", "status"),
+    [
+        (b"garbage", "/classify", "image/jpeg", 415),
+        (jpeg(), "/classify", "text/plain", 415),
+        (jpeg()[:200], "/classify", "image/jpeg", 422),
+        (b"", "/classify", "image/jpeg", 400),
+        (jpeg(), "/classify?top_k=0", "image/jpeg", 400),
+        (jpeg(), "/classify?colour=red", "image/jpeg", 400),
+        (b"no form", "/classify", "multipart/form-data; boundary=B", 400),
+        (jpeg(), "/classify?model=resnet50", "image/jpeg", 404),
+        (bytes(1_000_000), "/classify", "image/jpeg", 413),
+    ],
+)
+def test_bad_requests_get_an_error_of_the_contracts_form(
+    server: Server, body: bytes, path: str, kind: str, status: int
+) -> None:
+    got, answer = server.classify(body, path, kind)
+    assert got == status and set(answer["error"]) == {"code", "message"}
+
+
+def test_bad_images_fail_alone_among_concurrent_good_ones(server: Server) -> None:
+    bodies = [jpeg(), jpeg()[:200], b"junk"] * 20
+    with ThreadPoolExecutor(8) as pool:
+        statuses = [status for status, _ in pool.map(server.classify, bodies)]
+    assert statuses == [200, 422, 415] * 20
+
+
+def test_bentomls_pages_and_metrics_go_on_working(server: Server) -> None:
+    server.classify(jpeg())
+    metrics = server.ask("GET", "/metrics")[1].decode()
+    for name in (
+        'podium_requests_total{model="tiny",outcome="ok"}',
+        'podium_stage_seconds_bucket{le="0.001",model="tiny",stage="decode"}',
+        'podium_batch_size_count{model="tiny"}',
+        'podium_queue_depth{model="tiny"} 0.0',
+        "podium_inflight 0.0",
+        "bentoml_service_request_total",
+    ):
+        assert name in metrics
+    operation = json.loads(server.ask("GET", "/docs.json")[1])["paths"]["/classify"]["post"]
+    fields = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert set(fields) == {"image", "model", "top_k"}
+    assert server.ask("GET", "/livez")[0] == server.ask("GET", "/")[0] == 200
+    assert json.loads(server.ask("GET", "/models")[1])["default"] == "tiny"
+
+
+def test_a_client_that_hangs_up_leaves_nothing_behind(server: Server) -> None:
+    for sent in (jpeg(), jpeg()[:50]):
+        with closing(server.connect()) as connection:
+            connection.putrequest("POST", "/classify")
+            connection.putheader("Content-Length", str(len(jpeg())))
+            connection.endheaders(sent)
+    gauge = 'bentoml_service_request_in_progress{endpoint="/classify"'
+    end = time.monotonic() + PATIENCE
+    while True:
+        metrics = server.ask("GET", "/metrics")[1].decode()
+        if [float(line.split()[-1]) for line in metrics.splitlines() if line.startswith(gauge)] == [0.0]:
+            break
+        assert time.monotonic() < end, metrics
+
+
+def test_no_line_is_logged_per_request(server: Server) -> None:
+    before = server.log.read_text()
+    server.classify(jpeg())
+    server.classify(b"junk")
+    assert server.log.read_text() == before
+
+
+def test_sigterm_turns_readyz_503_and_answers_what_is_under_way(tiny: Artifact, tmp_path: Path) -> None:
+    with serve(tmp_path / "log", PODIUM_MODELS=tiny.tag) as server, closing(server.connect()) as under_way:
+        body = jpeg()
+        under_way.putrequest("POST", "/classify")
+        under_way.putheader("Content-Length", str(len(body)))
+        under_way.endheaders()
+        under_way.send(body[:100])
+        assert server.classify(body)[0] == 200  # so the half request before it has been seen
+        server.process.send_signal(signal.SIGTERM)
+        server.until_ready(503)
+        status, answer = server.classify(body)
+        assert (status, answer["error"]["code"]) == (503, "shutting_down")
+        under_way.send(body[100:])
+        response: HTTPResponse = under_way.getresponse()
+        assert response.status == 200 and json.loads(response.read())["model"] == "tiny"
+        assert response.getheader("connection") == "close"
+        server.process.wait(PATIENCE)
+        assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"PODIUM_MAX_BATCH": "many"}, "PODIUM_MAX_BATCH: 'many' must be a whole number"),
+        ({"PODIUM_MODELS": "missing"}, "`python -m export missing` makes one"),
+        ({"PODIUM_PRECISION": "int8"}, "no file for engine auto at precision int8; it has onnxruntime fp32"),
+        ({"PODIUM_MODELS": "broken"}, "fp32.onnx has sha256"),
+    ],
+)
+def test_a_start_that_cannot_be_fails_in_one_line(
+    tiny: Artifact, tmp_path: Path, environment: dict[str, str], message: str
+) -> None:
+    if environment.get("PODIUM_MODELS") == "broken":
+        graph = save_tiny(tmp_path, "broken").folder / "fp32.onnx"
+        graph.chmod(0o644)
+        graph.write_bytes(graph.read_bytes() + b"x")
+    ended = subprocess.run(
+        [*BENTOML, "serve", "--host", "127.0.0.1", "--port", "0"],
+        cwd=ROOT,
+        env={**os.environ, "PODIUM_MODELS": tiny.tag, **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    lines = ended.stderr.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0]
+    if environment.get("PODIUM_MODELS") == "broken":
+        bentoml.models.delete("broken:latest")
+
+
+def test_a_bento_serves_its_own_models_from_an_empty_folder(tmp_path: Path) -> None:
+    built_with = save_tiny(tmp_path, "carried")
+    environment = {**os.environ, "PODIUM_MODELS": "carried"}
+    version = f"test{os.getpid()}"
+    built = subprocess.run(
+        [*BENTOML, "build", "--version", version], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stderr
+    bento = bentoml.get(f"podium:{version}")
+    info = yaml.safe_load((Path(bento.path) / "bento.yaml").read_text("utf-8"))
+    assert [model["tag"] for model in info["services"][0]["models"]] == [built_with.tag]
+    assert not list(Path(bento.path).glob("src/tests")) and not list(Path(bento.path).rglob("*.safetensors"))
+    assert save_tiny(tmp_path, "carried").version != built_with.version
+
+    # Through one file into a store that holds nothing else, and served from a folder that holds nothing at all.
+    file, home, empty = tmp_path / "podium.bento", tmp_path / "home", tmp_path / "empty"
+    home.mkdir(), empty.mkdir()
+    elsewhere = {**os.environ, "BENTOML_HOME": str(home)}
+    subprocess.run(
+        [*BENTOML, "export", f"podium:{version}", str(file)], env=environment, check=True, capture_output=True
+    )
+    subprocess.run([*BENTOML, "import", str(file)], env=elsewhere, check=True, capture_output=True)
+    for store in (os.environ["BENTOML_HOME"], str(home)):
+        with serve(tmp_path / "log", f"podium:{version}", cwd=empty, BENTOML_HOME=store) as server:
+            status, answer = server.classify(jpeg())
+            assert (status, answer["model"], answer["version"]) == (200, "carried", built_with.version)
+
+
+def test_the_method_answers_in_process_too(tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PODIUM_MODELS", tiny.tag)
+    service = importlib.import_module("service")
+    photograph = tmp_path / "photograph.jpg"
+    photograph.write_bytes(jpeg())
+
+    async def test() -> None:
+        podium = service.Podium()
+        await service.serving.start()
+        answer = await podium.classify(image=photograph, top_k=1)
+        assert answer["model"] == "tiny" and len(answer["predictions"]) == 1
+        await podium.stop()
+
+    asyncio.run(test())
