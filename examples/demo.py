@@ -127,7 +127,7 @@ def main() -> None:
 
     say("5. Report")
     run("benchmarks", "report", str(results.relative_to(ROOT)), "--out", str((OUT / "report").relative_to(ROOT)))
-    say(f"Done in {time.monotonic() - started:.0f} s. The report: {(OUT / 'report' / 'index.html').relative_to(ROOT)}")
+    say(f"Done in {time.monotonic() - started:.0f} s. The report: {(OUT / 'report' / 'report.html').relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

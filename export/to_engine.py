@@ -279,7 +279,8 @@ def _timings(config: Any, path: Path | None) -> Iterator[None]:
         yield
         return
     known = path.read_bytes() if path.is_file() else b""
-    if not (known and config.set_timing_cache(config.create_timing_cache(known), False)):
+    cache = config.create_timing_cache(known) if known else None
+    if cache is None or not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
     yield
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,5 +83,6 @@ def test_heavy_packages_load_lazily(room: str) -> None:
 @pytest.mark.usefixtures("tiny")  # the service wants something to serve
 def test_serving_never_imports_torch() -> None:
     code = "import sys, service; print('torch' in sys.modules, 'onnx' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    here = {**os.environ, "PODIUM_MODELS": "tiny"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=here, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "False False\n"), done.stderr
