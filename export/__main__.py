@@ -26,12 +26,20 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "int8", "fp16")
 CPU_ENGINES = ("onnxruntime", "openvino")
-ENGINES = CPU_ENGINES
+ENGINES = (*CPU_ENGINES, "tensorrt", "tensorrt-rtx")
+
+# The ONNX file that the plan of each engine and precision is built from; TensorRT-RTX is offered in fp16 alone.
+PLANS = {
+    ("tensorrt", "fp32"): "fp32.onnx",
+    ("tensorrt", "fp16"): "fp16.onnx",
+    ("tensorrt", "int8"): "int8-tensorrt.onnx",
+    ("tensorrt-rtx", "fp16"): "fp16.onnx",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    actions = {"list": listing, "show": show, "verify": verify, "evaluate": evaluate}
+    actions = {"list": listing, "show": show, "verify": verify, "evaluate": evaluate, "triton": triton}
     if argv and argv[0] in actions:
         return run(action_parser(argv[0], actions[argv[0]]), argv[1:])
     return run(export_parser(), argv)
@@ -41,7 +49,7 @@ def export_parser() -> argparse.ArgumentParser:
     made = parser(
         "python -m export",
         "Export networks to ONNX, prove them the same as in PyTorch, and save them in BentoML's model store.\n"
-        "Also: python -m export list | show TAG | verify TAG | evaluate TAG --images DIR",
+        "Also: python -m export list | show TAG | verify TAG | evaluate TAG --images DIR | triton TAG --out DIR",
         "python -m export resnet50 squeezenet1_1 --weights auto",
     )
     made.add_argument("networks", nargs="*", metavar="NETWORK", help="names from `python -m models list`")
@@ -62,6 +70,10 @@ def export_parser() -> argparse.ArgumentParser:
     made.add_argument("--calibration", type=Path, help="the folder of photographs INT8 is calibrated on")
     made.add_argument(
         "--tune", action="store_true", help="measure the engines and precisions here and record the fastest for serving"
+    )
+    made.add_argument("--workspace-mb", type=int, default=4096, help="memory TensorRT may use to build (default 4096)")
+    made.add_argument(
+        "--optimization-level", type=int, choices=range(6), default=3, help="TensorRT's, 0 to 5 (default 3)"
     )
     made.add_argument(
         "--module", metavar="MODULE:CALLABLE", help="a network of your own: package.module:callable or file.py:callable"
@@ -92,6 +104,10 @@ def action_parser(action: str, call: Any) -> argparse.ArgumentParser:
             "Top-1 and top-5 accuracy on labelled photographs: a folder per synset, or a labels.json.",
             "python -m export evaluate squeezenet1_1 --images photographs/",
         ),
+        "triton": (
+            "A Triton model repository for an artifact.",
+            "python -m export triton resnet50 --out triton-models",
+        ),
     }
     made = parser(f"python -m export {action}", *texts[action])
     made.set_defaults(call=call)
@@ -101,6 +117,11 @@ def action_parser(action: str, call: Any) -> argparse.ArgumentParser:
     made.add_argument("tag", metavar="TAG", help="NETWORK, NETWORK:latest or NETWORK:VERSION")
     if action == "verify":
         made.add_argument("--images", type=Path, help="a folder of photographs (default: the examples)")
+    if action == "triton":
+        made.add_argument("--out", type=Path, required=True, help="the folder of the model repository")
+        made.add_argument("--engine", default="auto", help="onnxruntime, tensorrt or auto (default)")
+        made.add_argument("--precision", default="auto", help="a precision the artifact has, or auto (default)")
+        made.add_argument("--gpu", action="store_true", help="run on an NVIDIA GPU")
     if action == "evaluate":
         made.add_argument(
             "--images", type=Path, required=True, help="folder per synset or per label, or with a labels.json"
@@ -117,6 +138,10 @@ def action_parser(action: str, call: Any) -> argparse.ArgumentParser:
 
 def export(options: argparse.Namespace) -> int:
     precisions, engines = _choices(options.precision, PRECISIONS, "precision"), _engines(options.engine)
+    for engine in sorted({engine for engine, _ in PLANS}.intersection(engines)):
+        able = [p for e, p in PLANS if e == engine]
+        if options.engine and not set(able) & set(precisions):
+            raise Usage(f"{engine} runs {', '.join(able)}: add it to --precision")
     if options.max_batch < 1:
         raise Usage(f"--max-batch {options.max_batch} must be at least 1")
     own = options.module or options.onnx
@@ -172,6 +197,7 @@ def _export(
     request = {
         "precisions": precisions,
         "engines": engines if options.engine else "all",
+        "plans": [options.workspace_mb, options.optimization_level, str(store.gpu_name())],
         "tune": options.tune,
         "images": images.fingerprint(),
         "labels": [item.label for item in network.labels],
@@ -187,6 +213,7 @@ def _export(
             work.fp16()
         if "int8" in precisions:
             work.int8()
+        work.plans(precisions, options.workspace_mb, options.optimization_level)
         if "fp32" not in precisions:
             del work.records["fp32.onnx"]  # the others were made from it; it was not asked for
         command = _command(network, precisions, engines, options)
@@ -396,11 +423,7 @@ class Work:
 
         verdicts = self.judge(path, precision, engines)
         for engine, verdict in verdicts.items():
-            if not verdict.passed:
-                raise Failure(
-                    f"{self.network.name} {precision} is not the same network in {engine}: "
-                    f"{'; '.join(verdict.failures)}; worst image: {verdict.worst_image}. Nothing was saved."
-                )
+            self._demand(verdict, precision, engine)
         self.records[path.name] = {
             "engines": list(engines),
             "precision": precision,
@@ -414,12 +437,65 @@ class Work:
             },
         }
 
+    def plans(self, precisions: tuple[str, ...], workspace_mb: int, optimization_level: int) -> None:
+        """A TensorRT plan for every such engine and precision asked for, judged where there is a GPU to run it."""
+        from export import parity
+        from export.to_engine import buckets_up_to, build_plan, plan_name
+        from models.weights import cache
+        from serving.runtime import ENGINES, available, sha256
+
+        for (engine, precision), name in PLANS.items():
+            if engine in self.engines and precision in precisions:
+                source = self.folder / name
+                unnamed = self.folder / "building.plan"
+                made = build_plan(
+                    source,
+                    unnamed,
+                    engine,  # type: ignore[arg-type]  # PLANS holds just these
+                    precision,
+                    self.network.preprocess.shape,
+                    buckets_up_to(self.max_batch),
+                    workspace_mb=workspace_mb,
+                    optimization_level=optimization_level,
+                    timing_cache=cache() / "tensorrt.timings",
+                )
+                path = unnamed.rename(self.folder / plan_name(made))
+                verdict: dict[str, Any] = {
+                    "verdict": "not run",
+                    "reason": "no GPU here; its ONNX file passed",
+                }
+                if engine in available():
+                    runtime = ENGINES[engine](path, precision, 1, made.record())
+                    what = f"{self.network.name} {precision} in {engine}"
+                    answer = parity.scores(runtime.run, self.inputs.batch, self.sizes, what)
+                    runtime.close()
+                    limits = parity.limits(precision, self.network.weights.kind)
+                    judged = parity.compare(self.reference, answer, self.inputs, limits)
+                    self._demand(judged, precision, engine)
+                    verdict = judged.record()
+                self.records[path.name] = {
+                    "engines": [engine],
+                    "precision": precision,
+                    "parent": {"file": source.name, "sha256": made.onnx_sha256},
+                    "sha256": sha256(path),
+                    "plan": made.record(),
+                    "parity": verdict,
+                }
+
+    def _demand(self, verdict: Verdict, precision: str, engine: str) -> None:
+        if not verdict.passed:
+            raise Failure(
+                f"{self.network.name} {precision} is not the same network in {engine}: "
+                f"{'; '.join(verdict.failures)}; worst image: {verdict.worst_image}. Nothing was saved."
+            )
+
     def runnable(self) -> dict[tuple[str, str], Path]:
-        """The file for each (engine, precision) that runs on this machine."""
+        """The ONNX file for each (engine, precision) that tuning compares."""
         return {
             (engine, record["precision"]): self.folder / name
             for name, record in self.records.items()
             for engine in record["engines"]
+            if engine in CPU_ENGINES
         }
 
 
@@ -514,13 +590,15 @@ def _choices(text: str, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
 
 
 def _engines(text: str) -> tuple[str, ...]:
-    from serving.runtime import PACKAGES, available
+    """The engines named, each installed; or all that can run here. A plan can be built for a GPU that is elsewhere."""
+    from serving.runtime import PLAN_ENGINES, available, installed, load_module, unusable
 
-    installed = available()
-    asked = _choices(text, ENGINES, "engine") if text else installed
+    asked = _choices(text, ENGINES, "engine") if text else available()
     for engine in asked:
-        if engine not in installed:
-            raise Failure(f"engine {engine} is not installed; pip install 'podium[{PACKAGES[engine][1]}]'")
+        if engine in PLAN_ENGINES:
+            load_module(engine)
+        elif engine not in installed():
+            raise Failure(unusable(engine))
     if not asked:
         raise Failure("no engine is installed to prove an export with; pip install 'podium[cpu]'")
     return asked
@@ -561,7 +639,7 @@ def verify(options: argparse.Namespace) -> int:
     import numpy as np
 
     from export import parity
-    from serving.runtime import available, find
+    from serving.runtime import PLAN_ENGINES, available, find, unusable
     from serving.runtime import open as open_runtime
 
     artifact = find(options.tag)
@@ -573,10 +651,10 @@ def verify(options: argparse.Namespace) -> int:
     answers: dict[str, Any] = {}
     for (engine, precision), name in artifact.graphs().items():
         verdict = artifact.manifest["files"][name].get("parity", {}).get("verdict")
-        if verdict != "pass":
+        if verdict != "pass" and not (engine in PLAN_ENGINES and verdict == "not run"):
             raise Failure(f"{artifact.tag}: {name} has no passed parity on record ({verdict}); export it again")
         if engine not in available():
-            print(f"{name}  {engine} {precision}  recorded parity passed; not run: {engine} is not installed here")
+            print(f"{name}  {engine} {precision}  sha256 checked, recorded parity: {verdict}; {unusable(engine)}")
             continue
         runtime = open_runtime(artifact, engine, precision)
         answer = parity.scores(runtime.run, images.batch, (1, 5), f"{artifact.tag} in {engine}")
@@ -609,6 +687,15 @@ def evaluate(options: argparse.Namespace) -> int:
         rows = [(r.engine, r.precision, r.top1, r.top5) for r in results]
         print(f"{artifact.tag}  {artifact.weights.upper()} weights  {results[0].top1.images} images, 95 % intervals")
         print(table(rows, ("engine", "precision", "top-1", "top-5")))
+    return 0
+
+
+def triton(options: argparse.Namespace) -> int:
+    from export.triton import write_repository
+    from serving.runtime import find
+
+    made = write_repository(find(options.tag), options.out, options.engine, options.precision, options.gpu)
+    print(f"{made.folder}: {made.network} {made.engine} {made.precision}\nstart Triton on it:\n  {made.command}")
     return 0
 
 

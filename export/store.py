@@ -15,15 +15,29 @@ from typing import Any
 from models import Spec
 from models.console import Failure
 from models.preprocess import Label, Preprocess
-from serving.runtime import LABELS, MANIFEST, Artifact, ArtifactError, cpu_model, find, load, sha256
+from serving.runtime import LABELS, MANIFEST, Artifact, ArtifactError, cpu_model, find, gpu, load, sha256
 
 SCHEMA = 1
+
+# Those whose versions decide what an export gives.
+PACKAGES = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "numpy",
+    "pillow",
+    "bentoml",
+)
 
 
 def environment() -> dict[str, Any]:
     """What this machine and its packages are, as far as it decides what an export gives."""
     versions = {}
-    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy", "pillow", "bentoml"):
+    for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -34,6 +48,15 @@ def environment() -> dict[str, Any]:
         "cpu": cpu_model(),
         "versions": versions,
     }
+
+
+def gpu_name() -> str | None:
+    """The GPU that plans built here are for; None where there is none."""
+    try:
+        here = gpu()
+    except Failure:
+        return None
+    return here.name if here else None
 
 
 def manifest_of(

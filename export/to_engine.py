@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.console import Bar, Failure
-from serving.runtime import sha256
-from serving.trt import gpu, load_module, logger
+from serving.runtime import gpu, load_module, logger, sha256
 
 Engine = Literal["tensorrt", "tensorrt-rtx"]
 

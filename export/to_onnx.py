@@ -78,13 +78,17 @@ def to_onnx(network: Network, path: Path, max_batch: int, half: bool = False) ->
     """
     import onnx
 
-    example = torch.zeros(2, *network.preprocess.shape, dtype=torch.uint8)
+    # Two images, so that the exporter does not take the batch for a constant; where it is one, one.
+    example = torch.zeros(min(2, max_batch), *network.preprocess.shape, dtype=torch.uint8)
     module = lower(network.module, Served(network.module, network.preprocess).eval(), example)
     served = Served(module, network.preprocess, half).eval()
     with torch.inference_mode():
         shape = tuple(served(example).shape)
-    if shape != (2, network.classes):
-        raise Failure(f"{network.name} gives {shape} for two images, expected (2, {network.classes}): logits per class")
+    if shape != (len(example), network.classes):
+        raise Failure(
+            f"{network.name} gives {shape} for {len(example)} images, expected ({len(example)}, {network.classes}): "
+            "logits per class"
+        )
     batch = torch.export.Dim("batch", min=1, max=max_batch)
     try:
         with _quiet():

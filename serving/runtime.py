@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from models.console import Failure
 from models.preprocess import Label, Pixels, Preprocess
+from serving.trt import MODULES, TensorRt, TensorRtRtx, gpu, load_module, logger
 
 # ONNX Runtime's wheels report usage and keep a database for it in the user's cache, from their import on.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -228,17 +230,51 @@ class OpenVino:
         del self._request, self._model
 
 
-ENGINES: dict[str, type[OnnxRuntime] | type[OpenVino]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+ENGINES: dict[str, Callable[..., Runtime]] = {
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
+    "tensorrt": TensorRt,
+    "tensorrt-rtx": TensorRtRtx,
+}
+
+# Engines that run a plan, compiled for a GPU, instead of ONNX.
+PLAN_ENGINES = tuple(MODULES)
 
 # The package that carries each engine, and the extra that installs it.
-PACKAGES = {"onnxruntime": ("onnxruntime", "cpu"), "openvino": ("openvino", "cpu")}
+PACKAGES = {
+    "onnxruntime": ("onnxruntime", "cpu"),
+    "openvino": ("openvino", "cpu"),
+    "tensorrt": ("tensorrt", "tensorrt"),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx"),
+}
 
 
-def available() -> tuple[str, ...]:
-    """The engines whose packages are installed here."""
+def installed() -> tuple[str, ...]:
+    """The engines whose packages are installed here: they can build."""
     from importlib.util import find_spec
 
     return tuple(engine for engine, (package, _) in PACKAGES.items() if find_spec(package))
+
+
+@cache
+def available() -> tuple[str, ...]:
+    """The engines that can run here: installed, and with a GPU where they need one."""
+    return tuple(engine for engine in installed() if engine not in PLAN_ENGINES or _has_gpu())
+
+
+def _has_gpu() -> bool:
+    try:
+        return gpu() is not None
+    except Failure:  # the package that asks is missing, or its driver is
+        return False
+
+
+def unusable(engine: str) -> str:
+    """Why `engine` does not run here, and what to do about it."""
+    _, extra = PACKAGES[engine]
+    if engine not in installed():
+        return f"engine {engine} is not installed; pip install 'podium[{extra}]'"
+    return f"engine {engine} needs an NVIDIA GPU with its driver, and this machine shows none"
 
 
 class Choice(NamedTuple):
@@ -269,12 +305,12 @@ def choose(artifact: Artifact, engine: str = "auto", precision: str = "auto", th
 
     `threads` 0 takes the count that tuning chose, or every core.
     """
-    graphs, installed = artifact.graphs(), available()
+    graphs, usable = artifact.graphs(), available()
     if engine != "auto" and engine not in ENGINES:
         raise ArtifactError(f"no engine is called {engine!r}; there are {', '.join(ENGINES)}")
-    if engine != "auto" and engine not in installed:
-        raise ArtifactError(f"engine {engine} is not installed; pip install 'podium[{PACKAGES[engine][1]}]'")
-    fitting = [(e, p) for e, p in graphs if e in installed and engine in ("auto", e) and precision in ("auto", p)]
+    if engine != "auto" and engine not in usable:
+        raise ArtifactError(unusable(engine))
+    fitting = [(e, p) for e, p in graphs if e in usable and engine in ("auto", e) and precision in ("auto", p)]
     for e, p, tuned in _tuned(artifact):
         if (e, p) in fitting:
             return Choice(e, p, threads or tuned)
@@ -283,15 +319,45 @@ def choose(artifact: Artifact, engine: str = "auto", precision: str = "auto", th
     has = ", ".join(f"{e} {p}" for e, p in graphs) or "nothing"
     raise ArtifactError(
         f"{artifact.tag} has no file for engine {engine} at precision {precision}; it has {has}, "
-        f"and installed here: {', '.join(installed) or 'no engine (pip install podium[cpu])'}"
+        f"and usable here: {', '.join(usable) or 'no engine (pip install podium[cpu])'}"
     )
 
 
 def open(artifact: Artifact, engine: str = "auto", precision: str = "auto", threads: int = 0) -> Runtime:
     """`artifact` loaded into an engine, its file's sha256 checked; `threads` 0 takes every core."""
     chosen = choose(artifact, engine, precision, threads)
-    graph = artifact.file(artifact.graphs()[chosen.engine, chosen.precision])
+    name = artifact.graphs()[chosen.engine, chosen.precision]
+    graph = artifact.file(name)
+    plan = (artifact.manifest["files"][name]["plan"],) if chosen.engine in PLAN_ENGINES else ()
     try:
-        return ENGINES[chosen.engine](graph, chosen.precision, chosen.threads)
+        return ENGINES[chosen.engine](graph, chosen.precision, chosen.threads, *plan)
+    except Failure:
+        raise
     except Exception as error:  # engines raise types of their own, RuntimeError among them
         raise ArtifactError(f"{artifact.tag}: {chosen.engine} cannot load {graph.name}: {error}") from error
+
+
+__all__ = [
+    "ENGINES",
+    "LABELS",
+    "MANIFEST",
+    "PLAN_ENGINES",
+    "Artifact",
+    "ArtifactError",
+    "Choice",
+    "Runtime",
+    "Scores",
+    "available",
+    "choose",
+    "cores",
+    "cpu_model",
+    "find",
+    "gpu",
+    "installed",
+    "load",
+    "load_module",
+    "logger",
+    "open",
+    "sha256",
+    "unusable",
+]

@@ -25,7 +25,7 @@ ARROWS = {
 }
 
 # Loaded inside the function that needs them, so that a command line starts at once and a server needs no torch.
-LAZY = {"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pynvml", "bentoml"}
+LAZY = {"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pynvml", "cuda", "bentoml"}
 
 # torch or onnx is what these are made of: nothing imports them but the functions that build, export or train.
 TORCH_FILES = {
