@@ -64,6 +64,19 @@ def parser() -> argparse.ArgumentParser:
     run_.add_argument("--fresh", action="store_true", help="measure again what --out already holds")
     run_.add_argument("--out", type=Path, metavar="FILE", help=f"default: {RESULTS}/<machine>-<date>.json")
 
+    engines_ = command(
+        "engines",
+        engines,
+        "Time networks in PyTorch and in every engine they have here, side by side in interleaved rounds.",
+        "resnet50 --batch 1,8",
+    )
+    engines_.add_argument("tags", nargs="+", metavar="TAG", help="artifacts, as `python -m export list` shows them")
+    engines_.add_argument("--weights", metavar="PATH", help="the file an artifact was exported from, for PyTorch")
+    engines_.add_argument("--batch", type=positive_integers, default=[1, 8], metavar="N,...", help="default: 1,8")
+    engines_.add_argument("--rounds", type=natural, default=7, metavar="N", help="default: 7")
+    engines_.add_argument("--threads", type=natural, default=0, metavar="N", help="of each (default: every core)")
+    engines_.add_argument("--out", type=Path, metavar="FILE", help="also write every value to this file")
+
     load_ = command(
         "load",
         load,
@@ -246,6 +259,26 @@ def summary(items: Sequence[records.Record]) -> str:
     return "\n".join(
         [console.table(rows, header, right=range(4, 11)), *notes, *(f"Power: {reason}." for reason in reasons)]
     )
+
+
+def engines(options: argparse.Namespace) -> int:
+    import json
+
+    from benchmarks import engines as sides
+    from benchmarks import environment
+    from serving.runtime import cores, find
+
+    rows: list[dict[str, Any]] = []
+    for tag in options.tags:
+        threads = options.threads or cores()
+        rows += sides.compare(find(tag), options.weights, options.batch, max(1, options.rounds), 0.5, threads)
+    print(sides.summary(rows))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        document = {"environment": environment.describe(options.threads), "rows": rows}
+        options.out.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+        print(options.out)
+    return 0
 
 
 def load(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -87,6 +88,7 @@ def export_parser() -> argparse.ArgumentParser:
     foreign.add_argument("--resize", type=int, help="the short side before the crop (default: 256/224 of the crop)")
     foreign.add_argument("--crop", type=int, help="the side of its input, where the file leaves it open")
     foreign.add_argument("--interpolation", choices=("bilinear", "bicubic", "lanczos"), default="bilinear")
+    made.add_argument("--as-traced", action="store_true", help="leave out what is lowered for engines, to compare with")
     made.add_argument("--force", action="store_true", help="export again what has not changed")
     made.set_defaults(call=export)
     return made
@@ -159,6 +161,8 @@ def export(options: argparse.Namespace) -> int:
         started = time.monotonic()
         try:
             network = _own(options, labels) if own else load(name, options.weights, classes, labels)
+            if options.as_traced:
+                network = dataclasses.replace(network, name=f"{network.name}_traced")
             artifact, made = _export(network, precisions, engines, options)
         except Failure as error:
             if len(names) < 2 or isinstance(error, Usage) or options.debug:
@@ -207,7 +211,7 @@ def _export(
     if kept:
         return kept, False
     with tempfile.TemporaryDirectory(prefix="podium-") as folder:
-        work = Work(network, Path(folder), images, engines, not options.engine, options.max_batch)
+        work = Work(network, Path(folder), images, engines, options)
         work.fp32()
         if "fp16" in precisions:
             work.fp16()
@@ -301,13 +305,16 @@ class Work:
     """The files of one export on their way to the store, each held against the PyTorch original."""
 
     def __init__(
-        self, network: Network, folder: Path, images: Images, engines: tuple[str, ...], everything: bool, max_batch: int
+        self, network: Network, folder: Path, images: Images, engines: tuple[str, ...], options: argparse.Namespace
     ) -> None:
-        """`everything`: no engines were named, so the files of those that are not installed here are made as well."""
         from export import parity
 
+        max_batch = options.max_batch
+
         self.network, self.folder, self.max_batch = network, folder, max_batch
-        self.engines, self.everything = engines, everything
+        self.engines, self.as_traced = engines, options.as_traced
+        # Where no engines are named, the files of those that are not installed here are made as well.
+        self.everything = not options.engine
         self.on_cpu = tuple(e for e in engines if e in CPU_ENGINES)
         self.images, self.inputs = images, images.inputs()
         self.sizes = tuple(sorted({1, min(5, max_batch), min(8, max_batch)}))
@@ -332,8 +339,10 @@ class Work:
         from export.to_onnx import to_onnx
 
         path = self.folder / "fp32.onnx"
-        write = wrap if isinstance(self.network.module, Foreign) else to_onnx
-        write(self.network, path, self.max_batch)
+        if isinstance(self.network.module, Foreign):
+            wrap(self.network, path, self.max_batch)
+        else:
+            to_onnx(self.network, path, self.max_batch, as_traced=self.as_traced)
         weights = self.network.weights
         self.keep(path, "fp32", self.on_cpu, {"file": weights.origin, "sha256": weights.sha256})
 
@@ -519,6 +528,7 @@ def _command(
         kind = network.weights.kind
         words += ["--weights", Path(options.weights).name if kind == "custom" else kind]
     words += ["--precision", ",".join(precisions), "--engine", ",".join(engines), "--max-batch", str(options.max_batch)]
+    words += ["--as-traced"] if options.as_traced else []
     words += ["--num-classes", str(options.num_classes)] if options.num_classes else []
     words += ["--labels", options.labels.name] if options.labels else []
     return shlex.join(words)

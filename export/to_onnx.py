@@ -71,8 +71,8 @@ def _quiet() -> Iterator[None]:
             logging.getLogger("torch.onnx").setLevel(level)
 
 
-def to_onnx(network: Network, path: Path, max_batch: int, half: bool = False) -> None:
-    """Write `network` to `path` as ONNX for batches of 1 to `max_batch`.
+def to_onnx(network: Network, path: Path, max_batch: int, half: bool = False, as_traced: bool = False) -> None:
+    """Write `network` to `path` as ONNX for batches of 1 to `max_batch`; `as_traced` leaves out what `lower` does.
 
     Raises `Failure` when the network cannot be traced or does not give [n, classes].
     """
@@ -80,7 +80,9 @@ def to_onnx(network: Network, path: Path, max_batch: int, half: bool = False) ->
 
     # Two images, so that the exporter does not take the batch for a constant; where it is one, one.
     example = torch.zeros(min(2, max_batch), *network.preprocess.shape, dtype=torch.uint8)
-    module = lower(network.module, Served(network.module, network.preprocess).eval(), example)
+    module = network.module
+    if not as_traced:
+        module = lower(module, Served(module, network.preprocess).eval(), example)
     served = Served(module, network.preprocess, half).eval()
     with torch.inference_mode():
         shape = tuple(served(example).shape)
@@ -116,8 +118,8 @@ def to_onnx(network: Network, path: Path, max_batch: int, half: bool = False) ->
 class BandedNorm(nn.Module):
     """`LocalResponseNorm` as engines run it fast: the sum over neighbouring channels as a banded 1x1 convolution.
 
-    Always in float32: squares of activations above 256 overflow float16. Measured on ONNX Runtime and OpenVINO this is
-    several times faster than torch's decomposition (README, "Local response normalization").
+    Always in float32: squares of activations above 256 overflow float16. What it saves can be measured:
+    `export alexnet_2012 --as-traced` leaves it out.
     """
 
     lrn_band: Tensor

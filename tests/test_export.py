@@ -131,8 +131,8 @@ def broken_export(monkeypatch: pytest.MonkeyPatch, damage: Any) -> None:
 
     original = to_onnx.to_onnx
 
-    def damaged(network: Any, path: Path, max_batch: int, half: bool = False) -> None:
-        original(network, path, max_batch, half)
+    def damaged(network: Any, path: Path, max_batch: int, **options: bool) -> None:
+        original(network, path, max_batch, **options)
         model = onnx.load(path)
         for initializer in model.graph.initializer:
             values = onnx.numpy_helper.to_array(initializer)
