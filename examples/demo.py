@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / ".podium" / "demo"
 OWN = "examples/efficientnet_lite0.py:network"
-NETWORKS = ("alexnet", "vgg16", "googlenet", "resnet50", "resnext50_32x4d", "lenet5")
+FIVE = ("alexnet", "vgg16", "googlenet", "resnet50", "resnext50_32x4d")
 READY_WITHIN_S = 180
 
 
@@ -107,14 +107,15 @@ def main() -> None:
     started = time.monotonic()
     OUT.mkdir(parents=True, exist_ok=True)
     say("1. Export the lecture's five, LeNet-5 and a network of one's own, each proven against PyTorch")
-    run("export", *NETWORKS)
-    run("export", "--module", OWN)
+    run("export", *FIVE, "--tune")
+    run("export", "lenet5", "--precision", "fp32,int8", "--calibration", "examples/digits", "--tune")
+    run("export", "--module", OWN, "--tune")
 
     say("2. Verify what was saved")
     run("export", "verify", "efficientnet_lite0")
 
     say("3. Serve them, and ask about a photograph and a digit")
-    models = ",".join(("efficientnet_lite0", *NETWORKS))
+    models = ",".join(("efficientnet_lite0", "lenet5", *FIVE))
     with server(models) as address:
         cat, seven = ROOT / "examples/photographs/cat.jpg", ROOT / "examples/digits/7.png"
         show("the cat", classify(address, cat, "efficientnet_lite0"))

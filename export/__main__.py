@@ -11,7 +11,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "int8", "fp16")
 CPU_ENGINES = ("onnxruntime", "openvino")
-ENGINES = (*CPU_ENGINES, "tensorrt", "tensorrt-rtx")
+ENGINES = (*CPU_ENGINES, "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+
+# The engines that run an ONNX file as it is. No CPU engine is offered float16: it is cast back there, and no faster.
+ONNX_ENGINES = {"fp32": (*CPU_ENGINES, "onnxruntime-cuda"), "fp16": ("onnxruntime-cuda",)}
 
 # The ONNX file that the plan of each engine and precision is built from; TensorRT-RTX is offered in fp16 alone.
 PLANS = {
@@ -315,7 +318,6 @@ class Work:
         self.engines, self.as_traced = engines, options.as_traced
         # Where no engines are named, the files of those that are not installed here are made as well.
         self.everything = not options.engine
-        self.on_cpu = tuple(e for e in engines if e in CPU_ENGINES)
         self.images, self.inputs = images, images.inputs()
         self.sizes = tuple(sorted({1, min(5, max_batch), min(8, max_batch)}))
         self.records: dict[str, dict[str, Any]] = {}
@@ -334,6 +336,9 @@ class Work:
 
         return run
 
+    def _asked(self, engines: Iterable[str]) -> tuple[str, ...]:
+        return tuple(engine for engine in engines if engine in self.engines)
+
     def fp32(self) -> None:
         from export.from_onnx import Foreign, wrap
         from export.to_onnx import to_onnx
@@ -344,10 +349,10 @@ class Work:
         else:
             to_onnx(self.network, path, self.max_batch, as_traced=self.as_traced)
         weights = self.network.weights
-        self.keep(path, "fp32", self.on_cpu, {"file": weights.origin, "sha256": weights.sha256})
+        self.keep(path, "fp32", self._asked(ONNX_ENGINES["fp32"]), {"file": weights.origin, "sha256": weights.sha256})
 
     def fp16(self) -> None:
-        """float16 for TensorRT to build from. No CPU engine offers it: on a CPU it is cast back, and no faster."""
+        """float16, for GPUs: run by ONNX Runtime, or built into a plan by TensorRT."""
         from export.from_onnx import Foreign
         from export.to_onnx import to_onnx
 
@@ -356,7 +361,7 @@ class Work:
             raise Failure(f"{self.network.name}: fp16 is exported from PyTorch alone; ask for fp32 and int8")
         to_onnx(self.network, path, self.max_batch, half=True)
         weights = self.network.weights
-        self.keep(path, "fp16", (), {"file": weights.origin, "sha256": weights.sha256})
+        self.keep(path, "fp16", self._asked(ONNX_ENGINES["fp16"]), {"file": weights.origin, "sha256": weights.sha256})
 
     def int8(self) -> None:
         """The INT8 file of every family of engines asked for; layers that break the gate stay in float."""
@@ -366,7 +371,7 @@ class Work:
         fp32, images = self.folder / "fp32.onnx", self.images.to_calibrate()
         calibrated = Calibrated(fp32, images, self.folder, f"calibrating {self.network.name}")
         for recipe in RECIPES.values():
-            engines = tuple(e for e in self.on_cpu if e in recipe.engines)
+            engines = self._asked(e for e in recipe.engines if e in CPU_ENGINES)
             if self.everything or set(recipe.engines) & set(self.engines):
                 extra = self._quantize(calibrated, recipe, engines)
                 extra["calibration"] = calibration_record(self.images.folder, len(images))
@@ -601,13 +606,13 @@ def _choices(text: str, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
 
 def _engines(text: str) -> tuple[str, ...]:
     """The engines named, each installed; or all that can run here. A plan can be built for a GPU that is elsewhere."""
-    from serving.runtime import PLAN_ENGINES, available, installed, load_module, unusable
+    from serving.runtime import PLAN_ENGINES, available, load_module, unusable
 
     asked = _choices(text, ENGINES, "engine") if text else available()
     for engine in asked:
         if engine in PLAN_ENGINES:
             load_module(engine)
-        elif engine not in installed():
+        elif engine not in available():
             raise Failure(unusable(engine))
     if not asked:
         raise Failure("no engine is installed to prove an export with; pip install 'podium[cpu]'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from models.preprocess import Label, Preprocess
 from models.weights import Network, Weights
 
 OLDEST_OPSET = 7
+PREFIX = "network."
 SCALING = (
     "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 for torchvision's, --mean 0 --std 1 for pixels from 0 to 1, "
     "--mean 0 --std 0.00392157 for 0 to 255, --mean 0.5 --std 0.5 for -1 to 1"
@@ -171,7 +173,7 @@ def _with_range(foreign: Foreign, form: Form) -> Form:
             f"{foreign.path.name} gives {scores.shape[1]} value for a picture; a classifier gives one per class"
         )
     sums = bool((scores >= 0).all()) and torch.allclose(scores.sum(1), torch.ones(2), atol=1e-3)
-    return Form(**{**form.__dict__, "classes": scores.shape[1], "probabilities": sums})
+    return dataclasses.replace(form, classes=scores.shape[1], probabilities=sums)
 
 
 def wrap(network: Network, path: Path, max_batch: int) -> None:
@@ -182,7 +184,9 @@ def wrap(network: Network, path: Path, max_batch: int) -> None:
     foreign = network.module
     assert isinstance(foreign, Foreign)
     form, recipe = foreign.form, network.preprocess
-    model = _at_opset(onnx.load(foreign.path), foreign.path.name)
+    # Prefixed, so that none of its names is one of ours.
+    model = onnx.compose.add_prefix(_at_opset(onnx.load(foreign.path), foreign.path.name), PREFIX)
+    form = dataclasses.replace(form, input=PREFIX + form.input, output=PREFIX + form.output)
     graph = model.graph
     constants = {w.name for w in graph.initializer}
     for value in [i for i in graph.input if i.name not in constants]:
@@ -251,6 +255,3 @@ def _try_batches(path: Path, recipe: Preprocess, max_batch: int, name: str) -> N
                 f"{name} was built for one batch size and fails at {count}; export it with a dynamic batch, or pass "
                 "--max-batch 1"
             ) from error
-
-
-__all__ = ["Foreign", "Form", "read", "wrap"]

@@ -199,6 +199,44 @@ class OnnxRuntime:
         del self._session
 
 
+class OnnxRuntimeCuda:
+    """ONNX Runtime on an NVIDIA GPU, all of it there: a graph that needs the CPU, or a missing GPU, is refused.
+
+    cuDNN chooses its algorithms anew for every shape it meets, so batches are padded to powers of two.
+    """
+
+    engine = "onnxruntime-cuda"
+
+    def __init__(self, graph: Path, precision: str, threads: int) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        options.log_severity_level = 3
+        provider = "CUDAExecutionProvider"
+        self.precision, self.threads = precision, threads
+        self._session = ort.InferenceSession(
+            str(graph), options, providers=[(provider, {"cudnn_conv_algo_search": "HEURISTIC", "prefer_nhwc": "1"})]
+        )
+        # Without a driver that fits, ONNX Runtime goes on with the CPU and says so in a log line alone.
+        if self._session.get_providers()[0] != provider:
+            raise ArtifactError(f"ONNX Runtime gave {self._session.get_providers()[0]} in place of {provider}")
+        self._input = self._session.get_inputs()[0].name
+        self._buffers: dict[int, Pixels] = {}
+
+    def run(self, batch: Pixels) -> Scores:
+        size = 1 << (len(batch) - 1).bit_length()
+        padded = batch
+        if size > len(batch):
+            padded = self._buffers.setdefault(size, np.zeros((size, *batch.shape[1:]), np.uint8))
+            padded[: len(batch)] = batch
+        scores: Scores = self._session.run(None, {self._input: padded})[0][: len(batch)]
+        return scores
+
+    def close(self) -> None:
+        del self._session
+
+
 class OpenVino:
     """OpenVINO on the CPU, in float32 as the file says: its own bfloat16 shortcut would change the answers."""
 
@@ -233,17 +271,20 @@ class OpenVino:
 ENGINES: dict[str, Callable[..., Runtime]] = {
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
+    "onnxruntime-cuda": OnnxRuntimeCuda,
     "tensorrt": TensorRt,
     "tensorrt-rtx": TensorRtRtx,
 }
 
-# Engines that run a plan, compiled for a GPU, instead of ONNX.
+# Engines that run a plan, compiled for a GPU, instead of ONNX; and all that need a GPU.
 PLAN_ENGINES = tuple(MODULES)
+GPU_ENGINES = ("onnxruntime-cuda", *PLAN_ENGINES)
 
 # The package that carries each engine, and the extra that installs it.
 PACKAGES = {
     "onnxruntime": ("onnxruntime", "cpu"),
     "openvino": ("openvino", "cpu"),
+    "onnxruntime-cuda": ("onnxruntime", "gpu"),
     "tensorrt": ("tensorrt", "tensorrt"),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx"),
 }
@@ -251,15 +292,20 @@ PACKAGES = {
 
 def installed() -> tuple[str, ...]:
     """The engines whose packages are installed here: they can build."""
+    from importlib.metadata import distributions
     from importlib.util import find_spec
 
-    return tuple(engine for engine, (package, _) in PACKAGES.items() if find_spec(package))
+    found = [engine for engine, (package, _) in PACKAGES.items() if find_spec(package)]
+    # onnxruntime and onnxruntime-gpu are one module: only the name it was installed by tells whether CUDA is in it.
+    if not any((d.name or "").lower() == "onnxruntime-gpu" for d in distributions(name="onnxruntime-gpu")):
+        found = [engine for engine in found if engine != "onnxruntime-cuda"]
+    return tuple(found)
 
 
 @cache
 def available() -> tuple[str, ...]:
     """The engines that can run here: installed, and with a GPU where they need one."""
-    return tuple(engine for engine in installed() if engine not in PLAN_ENGINES or _has_gpu())
+    return tuple(engine for engine in installed() if engine not in GPU_ENGINES or _has_gpu())
 
 
 def _has_gpu() -> bool:
@@ -339,6 +385,7 @@ def open(artifact: Artifact, engine: str = "auto", precision: str = "auto", thre
 
 __all__ = [
     "ENGINES",
+    "GPU_ENGINES",
     "LABELS",
     "MANIFEST",
     "PLAN_ENGINES",
