@@ -27,7 +27,7 @@ from PIL import Image
 from models.preprocess import pixels
 from serving import runtime
 from serving.runtime import Artifact
-from tests.conftest import ROOT, save_tiny
+from tests.conftest import ROOT, SHARED, save_tiny
 
 BENTOML = [str(Path(sys.executable).with_name("bentoml"))]
 PATIENCE = 60.0
@@ -326,3 +326,32 @@ def test_the_method_answers_in_process_too(tiny: Artifact, tmp_path: Path, monke
         await podium.stop()
 
     asyncio.run(test())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "images").is_dir(), reason="the labelled photographs of ../shared are not here")
+def test_over_http_every_photograph_gets_pytorchs_answer(tmp_path: Path) -> None:
+    """From the file to the answer with trained weights: no step between may change what the network says."""
+    import torch
+
+    from examples.efficientnet_lite0 import network
+    from export.__main__ import main
+    from export.to_onnx import Served
+
+    assert main(["--module", "examples/efficientnet_lite0.py:network"]) == 0
+    own = network()
+    original = Served(own.module.eval(), own.preprocess)
+    truth = json.loads((SHARED / "images" / "labels.json").read_text())
+    hits = 0
+    with serve(tmp_path / "log", PODIUM_MODELS="efficientnet_lite0") as running:
+        for name, index in truth.items():
+            body = (SHARED / "images" / name).read_bytes()
+            status, answer = running.classify(body)
+            assert status == 200
+            with Image.open(io.BytesIO(body)) as image, torch.inference_mode():
+                expected = original(torch.from_numpy(pixels(image, own.preprocess).copy())[None])[0]
+            best = expected.topk(5)
+            assert [p["class_id"] for p in answer["predictions"]] == best.indices.tolist(), name
+            assert [p["probability"] for p in answer["predictions"]] == pytest.approx(best.values.tolist(), abs=1e-5)
+            hits += answer["predictions"][0]["class_id"] == index
+    assert hits >= 85, "the trained classifier gets nine of ten of these photographs right"
