@@ -309,3 +309,16 @@ def test_lenet5_ships_with_trained_weights() -> None:
 def test_a_network_of_your_own_needs_a_name_the_store_takes(name: str) -> None:
     with pytest.raises(ValueError, match="network name"):
         Network(name, torch.nn.Identity(), Weights("custom", "test"), Preprocess())
+
+
+def test_densenets_published_spelling_is_read() -> None:
+    """torchvision's files say `denselayer1.norm.1.weight` where the module says `denselayer1.norm1.weight`."""
+    import re
+
+    module = build("densenet121")
+    own = module.state_dict()
+    spelled = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", key): value for key, value in own.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in spelled
+    fit(module, spelled, "densenet121.pth")
+    with pytest.raises(WeightsError, match="unexpected features.denseblock1.denselayer1.norm.3"):
+        fit(module, {**spelled, "features.denseblock1.denselayer1.norm.3.weight": torch.zeros(1)}, "densenet121.pth")
