@@ -320,5 +320,5 @@ def test_densenets_published_spelling_is_read() -> None:
     spelled = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", key): value for key, value in own.items()}
     assert "features.denseblock1.denselayer1.norm.1.weight" in spelled
     fit(module, spelled, "densenet121.pth")
-    with pytest.raises(WeightsError, match="unexpected features.denseblock1.denselayer1.norm.3"):
+    with pytest.raises(WeightsError, match=r"unexpected features\.denseblock1\.denselayer1\.norm\.3"):
         fit(module, {**spelled, "features.denseblock1.denselayer1.norm.3.weight": torch.zeros(1)}, "densenet121.pth")
