@@ -1,8 +1,8 @@
 """The HTTP interface: requests, responses and errors, as one piece of ASGI middleware.
 
-It answers the paths below and hands every other request to the application behind it, which keeps its `/metrics`,
-`/docs.json` and `/schema.json`. A request comes and goes in one pass: body read within its limits, parsed, classified,
-answered with one JSON document.
+It answers the paths below and those of the page, and hands every other request to the application behind it, which
+keeps its `/metrics`, `/docs.json` and `/schema.json`. A request comes and goes in one pass: body read within its
+limits, parsed, classified, answered with one JSON document.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
@@ -35,6 +36,7 @@ from serving.errors import (
     UnsupportedImage,
 )
 from serving.images import check_content_type
+from serving.pages import Results, files
 
 log = logging.getLogger("bentoml.podium")
 
@@ -97,11 +99,17 @@ class Api:
             "/models": {"GET": self.models},
             "/livez": {"GET": self.livez},
             "/readyz": {"GET": self.readyz},
+            "/ui/results.json": {"GET": self.results},
         }
+        self.pages = files()
+        self.measured = Results(Path.cwd())
         self.open_to_all = ("/livez", "/readyz")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" else ""
+        if (page := self.pages.get(path)) is not None and scope["method"] in ("GET", "HEAD"):
+            await page(scope, send)
+            return
         methods = self.routes.get(path)
         if methods is None:
             if not path.startswith("/models/"):
@@ -188,6 +196,10 @@ class Api:
 
     async def model(self, scope: Scope, *_: object) -> Answer:
         return self.serving.model(scope["path"].removeprefix("/models/")).details()
+
+    async def results(self, *_: object) -> Answer:
+        """The newest result file below the folder served from, null where there is none."""
+        return {"results": await asyncio.to_thread(self.measured.latest)}
 
     async def livez(self, *_: object) -> Answer:
         return {"live": True}

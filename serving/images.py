@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from models.preprocess import Pixels, Preprocess, flatten, pixels
 from serving.errors import DamagedImage, TooLarge, UnsupportedImage
@@ -95,6 +95,8 @@ def decode(body: bytes, recipe: Preprocess, max_pixels: int) -> Pixels:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise TooLarge(f"the image has more than the {max_pixels:,} pixels allowed") from None
+    except UnidentifiedImageError as error:  # whose text is our buffer's address
+        raise DamagedImage(f"the {name} image is damaged: its head cannot be read") from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DamagedImage(f"the {name} image is damaged: {reason}") from error

@@ -74,7 +74,7 @@ SETTINGS = (
     Setting("MAX_BODY_MB",  "20",        number(0.001, 2_000, float),           "largest request body, in units of 1,000,000 bytes"),  # noqa: E501
     Setting("MAX_PIXELS",   "50000000",  number(1, MOST_PIXELS),                "most pixels of one image, width times height"),  # noqa: E501
     Setting("TIMEOUT_MS",   "10000",     number(1, 3_600_000, float),           "how long a request may take, from its first byte to its answer"),  # noqa: E501
-    Setting("TOKEN",        None,        secret,                                "bearer token that /classify, /compare and /models then ask for"),  # noqa: E501
+    Setting("TOKEN",        None,        secret,                                "bearer token that /classify, /compare, /models and /ui/results.json then ask for"),  # noqa: E501
 )
 # fmt: on
 

@@ -310,6 +310,8 @@ def test_a_bento_serves_its_own_models_from_an_empty_folder(tmp_path: Path) -> N
         with serve(tmp_path / "log", f"podium:{version}", cwd=empty, BENTOML_HOME=store) as server:
             status, answer = server.classify(jpeg())
             assert (status, answer["model"], answer["version"]) == (200, "carried", built_with.version)
+            assert b"<title>Podium</title>" in server.ask("GET", "/ui/")[1]
+            assert json.loads(server.ask("GET", "/ui/results.json")[1]) == {"results": None}
 
 
 def test_the_method_answers_in_process_too(tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,164 @@
+"""The page at `/ui/`: the files of `serving/web`, and the newest result file for its figures.
+
+The files are read once. What is asked for is looked up among them by its whole path and never joined to a folder, so no
+path leads out of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.types import Scope, Send
+
+WEB = Path(__file__).with_name("web")
+ROOT = "/ui/"
+
+TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".jpg": "image/jpeg",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+# The page asks nobody but this server, runs nothing but its own files, and stands in nobody's frame. blob: is the
+# picture that the viewer chose, shown beside the answers.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = (
+    (b"cache-control", b"no-cache"),  # kept by the browser, and asked about by its ETag
+    (b"content-security-policy", POLICY.encode()),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of the page."""
+
+    body: bytes
+    content_type: str
+
+    @property
+    def etag(self) -> bytes:
+        return b'"%s"' % hashlib.sha256(self.body).hexdigest()[:32].encode()
+
+    async def __call__(self, scope: Scope, send: Send) -> None:
+        known = any(name == b"if-none-match" and self.etag in value for name, value in scope["headers"])
+        headers = [*HEADERS, (b"etag", self.etag)]
+        if not known:
+            length = str(len(self.body)).encode()
+            headers += [(b"content-type", self.content_type.encode()), (b"content-length", length)]
+        await send({"type": "http.response.start", "status": 304 if known else 200, "headers": headers})
+        bare = known or scope["method"] == "HEAD"
+        await send({"type": "http.response.body", "body": b"" if bare else self.body})
+
+
+class Onward:
+    """The way from `/ui` to `/ui/`, which the page's files name each other relative to."""
+
+    async def __call__(self, _: Scope, send: Send) -> None:
+        headers = [(b"location", b"ui/"), (b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 308, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def files() -> dict[str, File | Onward]:
+    """What answers at which path: `/ui/` itself, and every file below it."""
+    found: dict[str, File | Onward] = {
+        ROOT + path.relative_to(WEB).as_posix(): File(path.read_bytes(), TYPES[path.suffix])
+        for path in sorted(WEB.rglob("*"))
+        if path.suffix in TYPES
+    }
+    found[ROOT] = found.pop(f"{ROOT}index.html")
+    found[ROOT.rstrip("/")] = Onward()
+    return found
+
+
+# Where `make demo`, `make bench` and `python -m benchmarks run` leave result files, below the folder served from.
+RESULTS = (".podium/*.json", ".podium/demo/*.json", ".podium/results/*.json", "benchmarks/results/*.json")
+
+# Reading stops every other request of this process for as long as it takes: about 10 ms per MB.
+LARGEST = 32_000_000
+
+SCHEMA = 1
+
+# What the page shows of a record. The single values, most of a file, stay behind.
+RECORD = (
+    "network", "year", "classes", "engine", "precision", "batch", "weights", "status", "throughput_img_s", "macs",
+    "params", "top1", "top5", "accuracy_source",
+)  # fmt: skip
+PARTS = {
+    "latency_ms": ("p50", "p90", "p99", "count", "interval"),
+    "memory_mb": ("weights", "peak_rss", "peak_gpu"),
+    "power": ("source", "reason", "idle_w", "mean_w", "net_w", "joules_per_image", "net_joules_per_image"),
+}
+ENVIRONMENT = ("cpu", "cores", "gpus", "memory_mb", "os", "virtual", "date", "settings")
+
+
+class Results:
+    """The newest result file below `folder`, read again only when a file has changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.known: dict[Path, tuple[tuple[int, int], dict[str, Any] | None]] = {}
+
+    def latest(self) -> dict[str, Any] | None:
+        """What the page shows of the file that was measured last; None where no file is a whole result file."""
+        self.known = dict(self.read())
+        found = [document for _, document in self.known.values() if document is not None]
+        return max(found, key=lambda document: str(document["environment"]["date"]), default=None)
+
+    def read(self) -> Iterator[tuple[Path, tuple[tuple[int, int], dict[str, Any] | None]]]:
+        for path in sorted({path for pattern in RESULTS for path in self.folder.glob(pattern)}):
+            try:
+                status = path.stat()
+                version = (status.st_mtime_ns, status.st_size)
+                known = self.known.get(path)
+                if known is None or known[0] != version:
+                    text = path.read_text("utf-8") if status.st_size <= LARGEST else ""
+                    known = version, shown(text, path.relative_to(self.folder).as_posix())
+            except (OSError, ValueError):
+                continue
+            yield path, known
+
+
+def shown(text: str, name: str) -> dict[str, Any] | None:
+    """What the page shows of a result file; None for any other text, and for one in which nothing was measured."""
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is no number")
+
+    try:
+        document = json.loads(text, parse_constant=refuse)
+        if document["schema"] != SCHEMA:
+            return None
+        environment = {key: document["environment"].get(key) for key in ENVIRONMENT}
+        records = [row(record) for record in document["records"] if record.get("scenario") is None]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    if not any(record["status"] == "ok" for record in records):
+        return None
+    return {"file": name, "environment": environment, "records": records}
+
+
+def row(record: dict[str, Any]) -> dict[str, Any]:
+    """`record` without its single values. Raises for what is no record."""
+    kept = {key: record.get(key) for key in RECORD}
+    if not all(isinstance(kept[key], str) for key in ("network", "engine", "precision", "weights", "status")):
+        raise ValueError("not a record")
+    for part, names in PARTS.items():
+        values = record[part]
+        kept[part] = None if values is None else {name: values.get(name) for name in names}
+    if kept["status"] == "ok" and kept["latency_ms"] is None:
+        raise ValueError("measured without a latency")
+    return kept

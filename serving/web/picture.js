@@ -1,0 +1,174 @@
+// A picture, chosen, dropped, pasted, photographed or a sample, and what every network says of it.
+
+import { Trouble, compare, showTrouble, trouble } from "./ask.js";
+import { commands } from "./commands.js";
+import { $, el, ms, name, plain, plural, say } from "./dom.js";
+import { badge, card, how, readsDigits, verdict, verdictShown } from "./networks.js";
+
+const TOP_K = 5;
+
+let loaded = []; // the networks, from /models
+let last = null; // { results, said } of the picture shown
+let asking = null; // aborts the request under way
+let shownUrl = null;
+
+const ORDERS = {
+  loaded: () => 0,
+  sure: (a, b) => b.answer.predictions[0].probability - a.answer.predictions[0].probability,
+  fast: (a, b) => a.answer.timing_ms.inference - b.answer.timing_ms.inference,
+  year: (a, b) => (a.model.year ?? 9999) - (b.model.year ?? 9999),
+  name: (a, b) => a.model.model.localeCompare(b.model.model, "en"),
+};
+
+export function start() {
+  for (const input of [$("file"), $("camera")]) {
+    input.addEventListener("change", () => {
+      if (input.files.length) look(input.files[0]);
+      input.value = ""; // so that the same file can be chosen again
+    });
+  }
+  for (const button of document.querySelectorAll("[data-sample]")) {
+    button.addEventListener("click", () => sample(button.dataset.sample));
+  }
+  $("sort").addEventListener("change", () => {
+    arrange();
+    say(`Sorted by ${$("sort").selectedOptions[0].textContent}.`);
+  });
+  let depth = 0; // dragenter and dragleave come for every element on the way
+  const over = (change) => (event) => {
+    event.preventDefault();
+    depth = change === 0 ? 0 : Math.max(0, depth + change);
+    $("drop").classList.toggle("over", depth > 0);
+  };
+  addEventListener("dragenter", over(1));
+  addEventListener("dragleave", over(-1));
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => {
+    over(0)(event);
+    take(event.dataTransfer, "dropped");
+  });
+  addEventListener("paste", (event) => {
+    if (!event.target.closest?.("input:not([type=file]), textarea")) take(event.clipboardData, "pasted");
+  });
+}
+
+/** Shows the networks that wait for a picture. */
+export function show(models) {
+  loaded = models;
+  const ready = models.filter((model) => !readsDigits(model));
+  if (last || asking) return;
+  $("verdict").replaceChildren(
+    el("h2", { class: "headline waiting" }, ready.length ? "Show them something" : "No network for pictures is loaded"),
+    el("p", { class: "sentence" }, ready.length ? "Loaded and warm:" : "`python -m export resnet50` exports one; then serve again."),
+    el("ul", { class: "waiting cards" }, ready.map((model) => el("li", {}, el("article", { class: "card" }, el("header", {}, el("h3", {}, model.model), model.year && el("span", { class: "year faint" }, String(model.year)), badge(model)), how(model))))),
+  );
+}
+
+/** Looks at what was dropped or pasted, if it is a file. */
+function take(data, verb) {
+  const files = [...(data?.files ?? [])];
+  if (!files.length) {
+    if (verb === "pasted") return; // text, on its way to nowhere
+    clear();
+    showTrouble($("picture-trouble"), new Trouble("What was dropped is not a file. Save the picture first: addresses are never fetched."));
+    return;
+  }
+  location.hash = "picture";
+  look(files[0], files.length > 1 ? `The first of the ${files.length} files ${verb}.` : "");
+}
+
+async function sample(file) {
+  const path = `ui/samples/${file}`;
+  try {
+    const response = await fetch(`samples/${file}`);
+    if (!response.ok) throw new Error(String(response.status));
+    look(new File([await response.blob()], file, { type: "image/jpeg" }), "A sample.", path);
+  } catch {
+    showTrouble($("picture-trouble"), new Trouble("The sample did not load. See whether the service still runs.", { again: true }), () => sample(file));
+  }
+}
+
+function clear() {
+  asking?.abort();
+  asking = last = null;
+  for (const id of ["verdict", "cards", "apart", "picture-commands", "picture-trouble"]) $(id).replaceChildren();
+  $("sorting").hidden = true;
+}
+
+/** Sends `file`, as it is, to every network, and shows what they say. */
+async function look(file, remark = "", fetched = null) {
+  clear();
+  const control = (asking = new AbortController());
+  choose(file, remark);
+  $("verdict").replaceChildren(el("p", { class: "sentence busy" }, `Asking ${loaded.length ? plural(loaded.length, "network") : "the networks"} …`));
+  say("Asking the networks.");
+  const began = performance.now();
+  try {
+    const results = await compare(file, control.signal);
+    if (control.signal.aborted) return;
+    asking = null;
+    answered(results, performance.now() - began);
+    const models = Object.keys(results).filter((model) => !results[model].error);
+    $("picture-commands").replaceChildren(commands({ name: file.name, type: file.type, models, path: "compare", topK: TOP_K, fetched }));
+    reveal();
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    asking = null;
+    $("verdict").replaceChildren();
+    say("");
+    showTrouble($("picture-trouble"), error, () => look(file, remark, fetched));
+    reveal();
+  }
+}
+
+/** Shows the picture that was chosen. */
+function choose(file, remark) {
+  if (shownUrl) URL.revokeObjectURL(shownUrl);
+  shownUrl = URL.createObjectURL(file);
+  const image = el("img", { src: shownUrl, alt: "The picture that was sent" });
+  const size = el("span", {});
+  image.addEventListener("load", () => size.replaceChildren(`, ${plain(image.naturalWidth, 0)} × ${plain(image.naturalHeight, 0)}`));
+  image.addEventListener("error", () => image.replaceWith(el("p", { class: "no-preview faint" }, "This browser cannot show the file.")));
+  $("chosen").replaceChildren(image, el("figcaption", {}, name(file.name || "pasted picture"), el("span", { class: "faint" }, ` ${plain(file.size, 0)} bytes`, size, ". ", remark)));
+  $("chosen").hidden = false;
+}
+
+/** On a phone the answers stand below: scroll so that the picture and they are seen together. */
+function reveal() {
+  if (matchMedia("(max-width: 56rem)").matches) $("chosen").scrollIntoView();
+}
+
+function answered(results, took) {
+  const rows = Object.entries(results).map(([id, answer]) => ({ answer, model: loaded.find((model) => model.model === id) ?? { model: id } }));
+  const errors = rows.map((row) => row.answer.error);
+  if (rows.length && errors.every((error) => error && error.code === errors[0].code)) throw trouble(errors[0]);
+  const pictures = rows.filter((row) => !readsDigits(row.model));
+  const digits = rows.filter((row) => readsDigits(row.model) && !row.answer.error);
+  const good = pictures.filter((row) => !row.answer.error);
+  const longest = Math.max(1e-3, ...good.map((row) => row.answer.timing_ms.total));
+  const said = good.length ? verdict(good.map((row) => row.answer)) : null;
+  last = { pictures, said, longest };
+  $("verdict").replaceChildren(...(said ? verdictShown(said).filter(Boolean) : []));
+  $("sorting").hidden = pictures.length < 1;
+  $("legend").replaceChildren(
+    ...["decode", "queue", "inference"].map((stage) => el("span", { class: stage }, stage)),
+    `Networks take turns at the engine: the wait is the queue. All of it, there and back: ${ms(took)}.`,
+  );
+  arrange();
+  if (digits.length) {
+    $("apart").replaceChildren(
+      el("h2", {}, "Apart: it reads digits"),
+      el("ul", { class: "cards" }, digits.map(({ model, answer }) => el("li", {}, card(model, answer, { longest: Math.max(longest, answer.timing_ms.total), note: "It knows the digits 0 to 9 and takes whatever it is shown for one of them." })))),
+    );
+  }
+  say(said ? `${said.headline}. ${said.sentence}` : "");
+}
+
+/** Puts the cards in the order that the viewer likes; networks that failed come last. */
+function arrange() {
+  if (!last) return;
+  const { pictures, said, longest } = last;
+  const good = pictures.filter((row) => !row.answer.error).sort(ORDERS[$("sort").value]);
+  const bad = pictures.filter((row) => row.answer.error);
+  $("cards").replaceChildren(...[...good, ...bad].map(({ model, answer }) => el("li", {}, card(model, answer, { majority: said?.class ?? null, longest }))));
+}
