@@ -22,7 +22,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.classify import Answer, Serving
+from serving import oip
+from serving.classify import Answer, Model, Serving
 from serving.errors import (
     OUR_FAULT,
     BadRequest,
@@ -33,6 +34,7 @@ from serving.errors import (
     SlowRequest,
     TooLarge,
     Unauthorized,
+    UnknownModel,
     UnsupportedImage,
 )
 from serving.images import check_content_type
@@ -43,7 +45,7 @@ log = logging.getLogger("bentoml.podium")
 T = TypeVar("T")
 
 Header = tuple[bytes, bytes]
-Handler = Callable[[Scope, Receive, float], Awaitable[Answer]]
+Handler = Callable[[Scope, Receive, float], Awaitable["Answer | Binary"]]
 
 # A field that is not an image is a name or a number.
 LONGEST_FIELD = 1000
@@ -55,6 +57,14 @@ LINGER = 1.0
 
 class ClientGone(Exception):
     """Nobody is left to answer."""
+
+
+@dataclass(frozen=True)
+class Binary:
+    """An answer whose tensors follow its JSON."""
+
+    json: Answer
+    raw: bytes
 
 
 @dataclass
@@ -100,10 +110,13 @@ class Api:
             "/livez": {"GET": self.livez},
             "/readyz": {"GET": self.readyz},
             "/ui/results.json": {"GET": self.results},
+            "/v2": {"GET": self.v2},
+            "/v2/health/live": {"GET": self.livez},
+            "/v2/health/ready": {"GET": self.readyz},
         }
         self.pages = files()
         self.measured = Results(Path.cwd())
-        self.open_to_all = ("/livez", "/readyz")
+        self.open_to_all = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" else ""
@@ -112,10 +125,11 @@ class Api:
             return
         methods = self.routes.get(path)
         if methods is None:
-            if not path.startswith("/models/"):
+            prefix = next((prefix for prefix in ("/models/", "/v2/models/") if path.startswith(prefix)), None)
+            if prefix is None:
                 await self.app(scope, receive, send)
                 return
-            methods = {"GET": self.model}
+            methods = {"GET": self.model} if prefix == "/models/" else self.v2_model(path)
         deadline = asyncio.get_running_loop().time() + self.serving.settings.timeout
         upload = Upload(receive)
         try:
@@ -125,14 +139,18 @@ class Api:
             await reply(send, 499, {})
         except RequestError as error:
             await upload.discard(self.serving.settings.max_body)
-            await reply(send, error.status, described(error), headers_of(error))
+            await reply(send, error.status, self.refused(error, path), headers_of(error))
         except Exception:
             log.exception("%s %s failed", scope["method"], path)
-            await reply(send, 500, described(InferenceFailed(OUR_FAULT)))
+            await reply(send, 500, self.refused(InferenceFailed(OUR_FAULT), path))
         else:
-            await reply(send, 200, answer, [CLOSE] if self.serving.closing else [])
+            headers = [CLOSE] if self.serving.closing else []
+            said, raw = (answer.json, answer.raw) if isinstance(answer, Binary) else (answer, None)
+            await reply(send, 200, said, headers, raw)
 
-    async def handle(self, methods: dict[str, Handler], scope: Scope, upload: Upload, deadline: float) -> Answer:
+    async def handle(
+        self, methods: dict[str, Handler], scope: Scope, upload: Upload, deadline: float
+    ) -> Answer | Binary:
         """The answer of the handler for the request's method, if the request may ask for it."""
         handler = methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
         if handler is None:
@@ -200,6 +218,59 @@ class Api:
     async def results(self, *_: object) -> Answer:
         """The newest result file below the folder served from, null where there is none."""
         return {"results": await asyncio.to_thread(self.measured.latest)}
+
+    # The Open Inference Protocol
+
+    @staticmethod
+    def refused(error: RequestError, path: str) -> Answer:
+        """An error in the form of the path's protocol: the Open Inference Protocol has its message alone."""
+        return {"error": str(error)} if path.startswith("/v2/") else described(error)
+
+    async def v2(self, *_: object) -> Answer:
+        return dict(oip.SERVER)
+
+    def v2_model(self, path: str) -> dict[str, Handler]:
+        """The handlers of /v2/models/NETWORK[/versions/VERSION][/ready | /infer]."""
+        name, *rest = path.removeprefix("/v2/models/").split("/")
+        version = rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None
+        action = rest[2:] if version is not None else rest
+
+        def model() -> Model:
+            found = self.serving.model(name)
+            if version not in (None, found.artifact.version):
+                raise UnknownModel(f"{name} is loaded in version {found.artifact.version}, not {version[:80]}")
+            return found
+
+        async def metadata(*_: object) -> Answer:
+            found = model()
+            return oip.metadata(found.artifact, found.runtime.engine)
+
+        async def ready(*_: object) -> Answer:
+            model()
+            return {"ready": True}
+
+        async def infer(scope: Scope, receive: Receive, deadline: float) -> Answer | Binary:
+            found = model()
+            body = await self.body(scope, receive, deadline)
+            artifact, most = found.artifact, self.serving.settings.max_queue
+            length = header(scope, oip.LENGTH)
+            asked = oip.parse(body, length, artifact.preprocess.shape, artifact.classes, most)
+            work = self.serving.infer(name, asked.images, deadline=deadline)
+            answer, raw = oip.render(asked, await unless_gone(receive, work), artifact, artifact.labels)
+            return Binary(answer, raw) if asked.binary else answer
+
+        known: dict[tuple[str, ...], dict[str, Handler]] = {
+            (): {"GET": metadata},
+            ("ready",): {"GET": ready},
+            ("infer",): {"POST": infer},
+        }
+
+        async def unknown(*_: object) -> Answer:
+            raise UnknownModel("no such path; there are /v2/models/NETWORK, and /ready and /infer below it")
+
+        return known.get(tuple(action), {"GET": unknown, "POST": unknown})
+
+    # How the process is
 
     async def livez(self, *_: object) -> Answer:
         return {"live": True}
@@ -415,9 +486,16 @@ def headers_of(error: RequestError) -> list[Header]:
     return headers
 
 
-async def reply(send: Send, status: int, answer: Answer, headers: Iterable[Header] = ()) -> None:
+async def reply(
+    send: Send, status: int, answer: Answer, headers: Iterable[Header] = (), raw: bytes | None = None
+) -> None:
+    """Answer with JSON, and with the binary tensors `raw` behind it where the Open Inference Protocol asks for them."""
     body = json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(", ", ": ")).encode()
+    kind = b"application/json"
+    if raw is not None:
+        kind, headers = b"application/octet-stream", [(oip.LENGTH, str(len(body)).encode()), *headers]
+        body += raw
     length = str(len(body)).encode()
-    start = [(b"content-type", b"application/json"), (b"content-length", length), *headers]
+    start = [(b"content-type", kind), (b"content-length", length), *headers]
     await send({"type": "http.response.start", "status": status, "headers": start})
     await send({"type": "http.response.body", "body": body})

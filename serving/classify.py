@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from types import FrameType
 from typing import Any
@@ -32,7 +32,7 @@ from serving.errors import (
     UnknownModel,
 )
 from serving.metrics import Metrics
-from serving.runtime import Artifact, Runtime
+from serving.runtime import Artifact, Runtime, Scores
 from serving.settings import Settings
 
 log = logging.getLogger("bentoml.podium")
@@ -155,6 +155,26 @@ class Serving:
             raise
         waited = decoded - started - decode + scored.queue
         return self.answer(model, scored, predictions, (decode, waited, scored.inference, perf_counter() - started))
+
+    async def infer(self, name: str, batch: Pixels, *, deadline: float) -> Scores:
+        """The probabilities [n, classes] of pixels uint8 [n, height, width, channels]. Raises `RequestError`."""
+        started, model = perf_counter(), self.model(name)
+        waiting: list[asyncio.Task[Scored]] = []
+        try:
+            with ExitStack() as room:
+                for _ in batch:
+                    room.enter_context(model.batcher.admit())  # 429 for all of them, before any is begun
+                waiting = [asyncio.ensure_future(model.batcher.submit(image, deadline)) for image in batch]
+                scored = await asyncio.gather(*waiting)
+        except RequestError as error:
+            error.model = name
+            raise
+        finally:
+            for task in waiting:
+                task.cancel()  # of one that failed, the others are no use
+        for one in scored:
+            self.metrics.observe(name, (None, one.queue, one.inference, perf_counter() - started))
+        return np.stack([one.scores for one in scored])
 
     def model(self, name: str | None) -> Model:
         """The model called `name`, else the default. Raises `UnknownModel`."""

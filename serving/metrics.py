@@ -41,11 +41,12 @@ class Metrics:
         self.queue_depth = {model: depth.labels(model) for model in models}
         self.ok = {model: self.requests.labels(model, "ok") for model in models}
 
-    def observe(self, model: str, seconds: Iterable[float]) -> None:
-        """One answered image: its seconds by stage, in the order of `STAGES`."""
+    def observe(self, model: str, seconds: Iterable[float | None]) -> None:
+        """One answered image: its seconds by stage, in the order of `STAGES`; None for a stage it did not pass."""
         self.ok[model].inc()
         for stage, value in zip(self.stages[model], seconds, strict=True):
-            stage.observe(value)
+            if value is not None:
+                stage.observe(value)
 
     def failed(self, model: str, code: str) -> None:
         self.requests.labels(model, code).inc()

@@ -19,6 +19,7 @@ from serving.runtime import Artifact
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+SHAPE = (32, 32, 3)  # of what `tiny_onnx` takes
 
 
 def tiny_onnx(path: Path, classes: int = 10, size: int = 32) -> Path:

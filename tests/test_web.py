@@ -401,12 +401,14 @@ def test_the_commands_shown_do_the_same(viewer: Viewer, tmp_path: Path) -> None:
     name = "it's a cat $(touch owned).jpg"
     (tmp_path / name).write_bytes(CAT.read_bytes())
     choose(page, name)
-    expect(page.locator("#picture-commands code")).to_have_count(2)
-    curl, python = page.locator("#picture-commands code").all_text_contents()
+    expect(page.locator("#picture-commands code")).to_have_count(3)
+    curl, python, triton = page.locator("#picture-commands code").all_text_contents()
     answer = subprocess.run(["sh", "-c", curl], cwd=tmp_path, capture_output=True, check=True).stdout
     assert set(json.loads(answer)["results"]) == {"efficientnet_lite0", "hostile", "lenet5"}
     printed = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, capture_output=True, check=True, text=True)
     assert "Egyptian cat" in printed.stdout and printed.stdout.count("timing_ms") == 3
+    printed = subprocess.run([sys.executable, "-c", triton], cwd=tmp_path, capture_output=True, check=True, text=True)
+    assert "Egyptian cat" in printed.stdout and printed.stdout.count("\n") >= 3
     assert [path.name for path in tmp_path.iterdir()] == [name]
     viewer.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy: curl").click()

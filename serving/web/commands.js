@@ -39,7 +39,36 @@ export function commands({ name, type, models, path, topK, fetched }) {
     el("summary", {}, el("h2", {}, "The same from a terminal")),
     block("curl", curl),
     block("Python, with BentoML's client", python),
+    block("Python, with tritonclient", triton(file, models, topK)),
   );
+}
+
+/** The Open Inference Protocol takes pixels: the picture is brought to each network's input by its own recipe. */
+function triton(file, models, topK) {
+  const headers = hasToken() ? 'headers = {"Authorization": f"Bearer {os.environ[\'PODIUM_TOKEN\']}"}' : "headers = {}";
+  return `import json
+${hasToken() ? "import os\n" : ""}import urllib.request
+
+import numpy as np
+import tritonclient.http as triton
+from PIL import Image
+
+${headers}
+with triton.InferenceServerClient(${JSON.stringify(new URL(ADDRESS).host)}) as client:
+    for model in ${JSON.stringify(models)}:
+        about = urllib.request.Request(f"${ADDRESS}/models/{model}", headers=headers)
+        recipe = json.load(urllib.request.urlopen(about))["manifest"]["input"]
+        picture, crop = Image.open(${JSON.stringify(file)}).convert(recipe["mode"]), recipe["crop"]
+        scale = recipe["resize"] / min(picture.size)
+        filter = Image.Resampling[recipe["interpolation"].upper()]
+        picture = picture.resize([round(side * scale) for side in picture.size], filter)
+        left, top = ((side - crop) // 2 for side in picture.size)
+        pixels = np.asarray(picture.crop((left, top, left + crop, top + crop)), np.uint8)
+        image = triton.InferInput("image", [1, crop, crop, len(recipe["mean"])], "UINT8")
+        image.set_data_from_numpy(pixels.reshape(image.shape()))
+        wanted = triton.InferRequestedOutput("probabilities", class_count=${topK})
+        answer = client.infer(model, [image], outputs=[wanted], headers=headers)
+        print(model, answer.as_numpy("probabilities"))`;
 }
 
 function block(title, text) {
