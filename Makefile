@@ -19,7 +19,8 @@ serve: $(VENV)/ready
 	$(BIN)/bentoml serve $(ARGS)
 
 bench: $(VENV)/ready
-	$(BIN)/python -m benchmarks run --set five --batch 1,4,16 --out .podium/bench.json $(ARGS)
+	$(BIN)/python -m export --set five --weights auto --precision fp32,int8
+	$(BIN)/python -m benchmarks run --set five --precision fp32,int8 --batch 1,4,16 --brief --out .podium/bench.json $(ARGS)
 	$(BIN)/python -m benchmarks report .podium/bench.json --out .podium/report
 
 lint: $(VENV)/ready
@@ -33,7 +34,7 @@ clean:
 # BentoML 1.4.40 asks for certifi 2026.10.19 or newer to be rid of the four emSign roots. That version is not on the
 # registry; 2026.10.18 is, and drops those four and nothing else (tests/test_setup.py looks). pip cannot override a
 # requirement, so this one is set right in the installed package's own list before the rest is resolved.
-EXTRAS ?= cpu,export,tensorrt-rtx,bench,demo,dev
+EXTRAS ?= cpu,export,tensorrt-rtx,bench,peers,peers-ray,demo,dev
 $(VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Podium needs Python 3.11 or newer; pass PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)

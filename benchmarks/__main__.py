@@ -57,8 +57,19 @@ def parser() -> argparse.ArgumentParser:
     run_.add_argument(
         "--batch", type=positive_integers, metavar="N,...", help="default: 1,2,4,8,16 (with --quick: 1,4)"
     )
-    run_.add_argument("--threads", type=natural, default=0, metavar="N", help="for the engine (default: every core)")
     run_.add_argument(
+        "--scenario",
+        type=words,
+        metavar="S,...",
+        help="instead of batches, MLPerf-style single-stream, multi-stream, server, offline",
+    )
+    run_.add_argument(
+        "--slo-ms", type=positive, default=100.0, metavar="MS", help="of the server scenario's p99 (default: 100)"
+    )
+    run_.add_argument("--threads", type=natural, default=0, metavar="N", help="for the engine (default: every core)")
+    short = run_.add_mutually_exclusive_group()
+    short.add_argument("--brief", action="store_true", help="three starts of about a second each")
+    short.add_argument(
         "--quick", action="store_true", help="a short look: one start, one engine and precision a network"
     )
     run_.add_argument("--fresh", action="store_true", help="measure again what --out already holds")
@@ -75,7 +86,23 @@ def parser() -> argparse.ArgumentParser:
     engines_.add_argument("--batch", type=positive_integers, default=[1, 8], metavar="N,...", help="default: 1,8")
     engines_.add_argument("--rounds", type=natural, default=7, metavar="N", help="default: 7")
     engines_.add_argument("--threads", type=natural, default=0, metavar="N", help="of each (default: every core)")
+    engines_.add_argument("--compile", action="store_true", help="torch.compile too, where there is a C++ compiler")
     engines_.add_argument("--out", type=Path, metavar="FILE", help="also write every value to this file")
+
+    peers_ = command(
+        "peers",
+        peers,
+        "Load Podium, FastAPI, LitServe, BentoML and Ray Serve side by side with one network, in interleaved rounds.",
+        "--model resnet50 --engine openvino --precision int8",
+    )
+    peers_.add_argument("--model", default="resnet50", metavar="TAG", help="an artifact (default: resnet50)")
+    peers_.add_argument("--engine", default="auto", metavar="E", help="ours (default: what serving would choose)")
+    peers_.add_argument("--precision", default="auto", metavar="P", help="of all (default: what serving would choose)")
+    peers_.add_argument("--connections", type=positive_integers, default=[1, 16], metavar="N,...", help="default: 1,16")
+    peers_.add_argument("--rounds", type=positive_integer, default=3, metavar="N", help="default: 3")
+    peers_.add_argument("--seconds", type=positive, default=3.0, metavar="S", help="of each look (default: 3)")
+    peers_.add_argument("--images", type=Path, metavar="DIR", help="JPEG or PNG files (default: examples/photographs)")
+    peers_.add_argument("--out", type=Path, metavar="FILE", help="also write every round to this file")
 
     load_ = command(
         "load",
@@ -96,6 +123,9 @@ def parser() -> argparse.ArgumentParser:
     )
     load_.add_argument("--duration", type=positive, default=10.0, metavar="S", help="of each measurement (default: 10)")
     load_.add_argument("--slo-ms", type=positive, metavar="MS", help="state the share of requests answered within this")
+    load_.add_argument(
+        "--search", action="store_true", help="find the highest rate that keeps the 99th percentile within --slo-ms"
+    )
     load_.add_argument("--images", type=Path, metavar="DIR", help="photographs to send (default: a synthetic one)")
     load_.add_argument("--out", type=Path, metavar="FILE", help=f"default: {RESULTS}/<machine>-<date>-load.json")
 
@@ -107,6 +137,41 @@ def parser() -> argparse.ArgumentParser:
     )
     report_.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="files that `run` and `load` wrote")
     report_.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder for the report")
+
+    recommend_ = command(
+        "recommend",
+        recommend,
+        "Name the network, engine, precision and batch to deploy within bounds, the runners-up, and why not the rest.",
+        "benchmarks/results/*.json --p99-ms 100 --min-top1 75",
+    )
+    recommend_.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="files that `run` wrote")
+    recommend_.add_argument("--p99-ms", type=positive, metavar="MS", help="99th percentile of one call, at most")
+    recommend_.add_argument("--min-top1", type=positive, metavar="PCT", help="top-1 accuracy on ImageNet, at least")
+    recommend_.add_argument("--max-watts", type=positive, metavar="W", help="mean power, idle included, at most")
+    recommend_.add_argument("--max-memory-mb", type=positive, metavar="MB", help="peak memory, at most")
+
+    plan_ = command(
+        "plan",
+        plan,
+        "Say how many replicas of which choice keep a bound on the 99th percentile at a rate, by a queueing model.",
+        "benchmarks/results/*.json --rate 200 --slo-ms 100",
+    )
+    plan_.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="files that `run` and `load` wrote")
+    plan_.add_argument("--rate", type=positive, required=True, metavar="IMG_S", help="images per second, at random")
+    plan_.add_argument("--slo-ms", type=positive, required=True, metavar="MS", help="the bound, arrival to answer")
+    plan_.add_argument("--min-top1", type=positive, metavar="PCT", help="top-1 accuracy on ImageNet, at least")
+
+    compare_ = command(
+        "compare",
+        compare,
+        "Tell what became slower or faster between two result files of one machine; exits 1 beyond a floor.",
+        "before.json after.json --floor 5",
+    )
+    compare_.add_argument("old", type=Path, metavar="OLD", help="a file that `run` or `load` wrote")
+    compare_.add_argument("new", type=Path, metavar="NEW", help="another, of the same machine")
+    compare_.add_argument(
+        "--floor", type=positive, default=5.0, metavar="PCT", help="how much slower fails (default: 5)"
+    )
     return made
 
 
@@ -138,6 +203,13 @@ def positive_integers(text: str) -> list[int]:
     return found
 
 
+def positive_integer(text: str) -> int:
+    [found] = positive_integers(text) if "," not in text else [0]
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 1")
+    return found
+
+
 def natural(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a non-negative integer")
@@ -145,19 +217,23 @@ def natural(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    from benchmarks import environment, measure
+    from benchmarks import environment, measure, scenarios
     from serving.runtime import ENGINES, cores
 
     for engine in options.engine or ():
         if engine not in ENGINES:
             raise Usage(f"no engine is called {engine!r}; there are {', '.join(ENGINES)}")
-    settings = measure.QUICK if options.quick else measure.FULL
+    for name in options.scenario or ():
+        if name not in scenarios.NAMES:
+            raise Usage(f"no scenario is called {name!r}; there are {', '.join(scenarios.NAMES)}")
+    settings = measure.QUICK if options.quick else measure.BRIEF if options.brief else measure.FULL
     wanted = measure.cells(
         chosen(options),
         options.engine,
         options.precision,
         options.batch or ([1, 4] if options.quick else [1, 2, 4, 8, 16]),
         first_only=options.quick and options.engine is None and options.precision is None,
+        shapes=[measure.Shape(name, options.slo_ms) for name in options.scenario or ()],
     )
     if not wanted:
         raise Usage("no exported file fits --engine and --precision here; `python -m export list` shows what there is")
@@ -183,7 +259,7 @@ def run(options: argparse.Namespace) -> int:
     finally:
         mine = [item for item in done if records.key(item) in ours]
         if mine:
-            print(summary(mine))
+            print(scenarios.summary(mine) if options.scenario else summary(mine))
         print(path)
     failed = [item for item in mine if not records.measured(item)]
     if failed and len(failed) == len(mine):
@@ -269,15 +345,62 @@ def engines(options: argparse.Namespace) -> int:
     from serving.runtime import cores, find
 
     rows: list[dict[str, Any]] = []
+    reason = sides.no_compiler()
     for tag in options.tags:
         threads = options.threads or cores()
-        rows += sides.compare(find(tag), options.weights, options.batch, max(1, options.rounds), 0.5, threads)
+        rows += sides.compare(
+            find(tag),
+            options.weights,
+            options.batch,
+            max(1, options.rounds),
+            0.5,
+            threads,
+            options.compile and not reason,
+        )
     print(sides.summary(rows))
+    if options.compile and reason:
+        print(f"not run: {reason}")
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         document = {"environment": environment.describe(options.threads), "rows": rows}
         options.out.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
         print(options.out)
+    return 0
+
+
+def peers(options: argparse.Namespace) -> int:
+    import json
+
+    from benchmarks import environment, measure
+    from benchmarks.peers import compare as sides
+    from serving.runtime import choose, find
+
+    artifact = find(options.model)
+    choice = choose(artifact, options.engine, options.precision)
+    if ("onnxruntime", choice.precision) not in artifact.graphs():
+        raise Usage(
+            f"{artifact.tag} has no {choice.precision} file for ONNX Runtime, which the peers run; --precision?"
+        )
+    folder = options.images or measure.ROOT / "examples" / "photographs"
+    photographs = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not photographs:
+        raise Usage(f"{folder} holds no JPEG or PNG files; give a folder of photographs to --images")
+    there = [peer for peer in sides.PEERS if not peer.missing]
+    here = environment.describe() | {"client": sides.client()}
+    if warning := environment.busy(here):
+        print(f"python -m benchmarks: {warning}", file=sys.stderr)
+    rows = sides.compare(
+        artifact, choice, photographs, options.connections, options.rounds, options.seconds, there, console.progress
+    )
+    print(sides.summary(rows))
+    for reason in dict.fromkeys(peer.missing for peer in sides.PEERS if peer.missing):
+        print(f"not run: {reason}")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"environment": here, "rows": rows}, indent=1) + "\n", "utf-8")
+        print(options.out)
+    if failed := [row["server"] for row in rows if not row["rate"]]:
+        raise Failure(f"no request was answered by {', '.join(dict.fromkeys(failed))}")
     return 0
 
 
@@ -288,12 +411,20 @@ def load(options: argparse.Namespace) -> int:
     here = environment.describe() | {"settings": "load", "target": options.url}
     path = options.out or default_path(environment.machine(here), "-load")
     bodies = loads.photographs(options.images) if options.images else [loads.synthetic_photograph()]
-    concurrencies = options.concurrency or ([] if options.rate else [1, 4, 16])
+    if options.search and options.slo_ms is None:
+        raise Usage("--search needs the bound to search for; give --slo-ms")
+    concurrencies = options.concurrency or ([] if options.rate or options.search else [1, 4, 16])
     plan = [loads.Scenario(concurrency=n) for n in concurrencies] + [loads.Scenario(rate=r) for r in options.rate or ()]
     made: list[records.Record] = []
     try:
         for scenario in console.progress(plan, "loading"):
             made.append(loads.drive(options.url, scenario, bodies, options.duration, options.model, options.slo_ms))
+            records.write(path, here, made)
+        if options.search:
+            with console.Bar("searching") as bar:
+                made += loads.search(
+                    options.url, bodies, options.duration, options.model, options.slo_ms, progress=bar.advance
+                )
             records.write(path, here, made)
     finally:
         if made:
@@ -307,8 +438,57 @@ def load(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     from benchmarks import report as reports
 
-    documents = [(path.stem, records.read(path)) for path in options.results]
-    print(reports.write(documents, options.out))
+    print(reports.write(documents(options), options.out))
+    return 0
+
+
+def documents(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
+    return [(path.stem, records.read(path)) for path in options.results]
+
+
+def recommend(options: argparse.Namespace) -> int:
+    from benchmarks import advice
+
+    bounds = advice.Bounds(options.p99_ms, options.min_top1, options.max_watts, options.max_memory_mb)
+    found = advice.recommend(documents(options), bounds)
+    if found.fitting or found.others:
+        print(advice.text(found))
+    if found.choice is None:
+        raise Failure(advice.nearest(found))
+    return 0
+
+
+def plan(options: argparse.Namespace) -> int:
+    from benchmarks import capacity
+
+    found, refused = capacity.plan(
+        documents(options),
+        options.rate,
+        options.slo_ms,
+        options.min_top1,
+        lambda items: console.progress(items, "plan"),
+    )
+    if not found and not refused:
+        raise Usage("the result files hold no in-process records; `python -m benchmarks run` measures some")
+    print(capacity.text(found, refused, options.rate, options.slo_ms))
+    if not found:
+        raise Failure(f"nothing measured keeps {options.slo_ms:g} ms; relax --slo-ms or --min-top1, or measure more")
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    from benchmarks import regression
+
+    old, new = records.read(options.old), records.read(options.new)
+    changes = regression.compare(old, new, options.floor)
+    if not any(change.ratio is not None or change.fails for change in changes):
+        raise Usage("the files have no measured cell in common; measure the same networks, engines and batches")
+    print(regression.text(changes, (old["environment"], new["environment"]), options.floor))
+    if failed := [change for change in changes if change.fails]:
+        raise Failure(
+            f"{len(failed)} of {len(changes)} beyond the floor of {options.floor:g} % or failed, "
+            f"first {failed[0].name}; see those marked !"
+        )
     return 0
 
 

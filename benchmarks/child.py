@@ -190,7 +190,13 @@ def power(job: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-PASSES: dict[str, Pass] = {"latency": latency, "memory": memory, "power": power}
+def scenario(job: dict[str, Any]) -> dict[str, Any]:
+    from benchmarks.scenarios import in_child
+
+    return in_child(job)
+
+
+PASSES: dict[str, Pass] = {"latency": latency, "memory": memory, "power": power, "scenario": scenario}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,5 +1,7 @@
 """The same network in every engine side by side: PyTorch, ONNX Runtime and OpenVINO in interleaved rounds.
 
+PyTorch runs eagerly, and with `--compile` through torch.compile too, which needs a C++ compiler and a minute or more.
+
 Each engine lives in a process of its own and sleeps while another is timed; a round times them one after the other, so
 that a slow spell of the machine strikes all alike, and the ratios are those of the medians over the rounds.
 """
@@ -7,6 +9,8 @@ that a slow spell of the machine strikes all alike, and the ratios are those of 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,7 +25,7 @@ from models.console import Failure, progress, table
 from models.preprocess import Pixels
 from serving.runtime import Artifact, available, cores
 
-TORCH = "torch"
+TORCH, COMPILED = "torch", "torch.compile"
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,30 @@ class Contender:
     precision: str
 
 
-def contenders(artifact: Artifact) -> list[Contender]:
+def contenders(artifact: Artifact, compiled: bool = False) -> list[Contender]:
     """PyTorch first, then what the artifact runs with here."""
     usable = available()
-    return [Contender(TORCH, "fp32"), *(Contender(e, p) for e, p in artifact.graphs() if e in usable)]
+    eager = [Contender(name, "fp32") for name in (TORCH, COMPILED)[: 1 + compiled]]
+    return [*eager, *(Contender(e, p) for e, p in artifact.graphs() if e in usable)]
+
+
+def no_compiler() -> str | None:
+    """Why torch.compile cannot run here; None where it can."""
+    # The one that torch.compile takes on a CPU: what CXX names, else g++.
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler):
+        return None
+    return f"torch.compile needs a C++ compiler, and {compiler} is not installed; apt-get install g++, or set CXX"
 
 
 def compare(
-    artifact: Artifact, weights: str | None, batches: Sequence[int], rounds: int, round_s: float, threads: int
+    artifact: Artifact,
+    weights: str | None,
+    batches: Sequence[int],
+    rounds: int,
+    round_s: float,
+    threads: int,
+    compiled: bool = False,
 ) -> list[dict[str, Any]]:
     """A row for every engine, precision and batch: milliseconds per batch, the median of `rounds` and every value.
 
@@ -47,7 +67,7 @@ def compare(
     with ExitStack() as running:
         asks = {
             c: running.enter_context(process(job(artifact, c, weights, batches, round_s, threads)))
-            for c in contenders(artifact)
+            for c in contenders(artifact, compiled)
         }
         for _ in progress(range(rounds), f"timing {artifact.network}"):
             for batch in batches:
@@ -122,9 +142,7 @@ def process(work: dict[str, Any]) -> Iterator[Callable[[int], float]]:
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
     """Images per second, and how many times PyTorch's and ONNX Runtime's float32 rate that is."""
-    rate = {
-        (r["network"], r["batch"], r["engine"], r["precision"]): 1000 * r["batch"] / r["latency_ms"] for r in rows
-    }
+    rate = {(r["network"], r["batch"], r["engine"], r["precision"]): 1000 * r["batch"] / r["latency_ms"] for r in rows}
     lines = []
     for r in rows:
         own = rate[r["network"], r["batch"], r["engine"], r["precision"]]
@@ -144,7 +162,7 @@ def main() -> int:
     """Open what the first line names, then answer every batch size with its mean milliseconds."""
     work = json.loads(sys.stdin.readline())
     try:
-        run = torch_run(work) if work["engine"] == TORCH else child.opened(work).run
+        run = torch_run(work) if work["engine"] in (TORCH, COMPILED) else child.opened(work).run
         images = {batch: child.pixels({**work, "batch": batch}) for batch in work["batches"]}
         for batch in images.values():
             child.warm_up(lambda batch=batch: run(batch), 2.0)  # type: ignore[misc]
@@ -170,7 +188,9 @@ def mean_ms(call: Callable[[], object], least_s: float) -> float:
 
 
 def torch_run(work: dict[str, Any]) -> Callable[[Pixels], object]:
-    """PyTorch as its users run it: eager, inference mode, from the same uint8 pixels to the same probabilities."""
+    """PyTorch as its users run it: eager or compiled, in inference mode, from the same uint8 pixels to the same
+    probabilities.
+    """
     import torch
 
     from models.weights import load
@@ -179,10 +199,16 @@ def torch_run(work: dict[str, Any]) -> Callable[[Pixels], object]:
     network = load(work["network"], work["weights"])
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (network.preprocess.mean, network.preprocess.std))
 
+    def probabilities(images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = network.module((images.permute(0, 3, 1, 2).float().div(255) - mean) / std)
+        return scores.softmax(-1)
+
+    # A graph for every batch size, as fast as it can be made, not one for all.
+    call = torch.compile(probabilities, dynamic=False) if work["engine"] == COMPILED else probabilities
+
     def run(batch: Pixels) -> object:
         with torch.inference_mode():
-            x = torch.from_numpy(batch).permute(0, 3, 1, 2).float().div(255)
-            return network.module((x - mean) / std).softmax(-1).numpy()
+            return call(torch.from_numpy(batch)).numpy()
 
     return run
 

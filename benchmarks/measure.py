@@ -44,8 +44,10 @@ class Settings:
 
 
 # Full: three starts, because two processes of one network differ by more than the calls of one process.
+# Brief: the same with shorter looks, so that sixty cells take two cores less than a quarter of an hour.
 # Quick: one short look for a demonstration; its intervals say how little it knows.
 FULL = Settings("full", 3, 3.0, 3.0, 8.0, 30, 3, 3000, idle_s=10.0, window_s=5.0, trials=3)
+BRIEF = Settings("brief", 3, 1.0, 1.0, 2.0, 20, 2, 3000, idle_s=10.0, window_s=5.0, trials=1)
 QUICK = Settings("quick", 1, 0.5, 0.6, 2.0, 10, 3, 1000, idle_s=2.0, window_s=5.0, trials=1)
 
 # A child that has not answered by then hangs: engines need minutes to compile the largest networks, not more.
@@ -57,11 +59,20 @@ class Cell:
     artifact: Artifact
     engine: str
     precision: str
-    batch: int
+    batch: int | None  # None in a scenario, which has its own
+    shape: Shape | None = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A scenario in the place of a batch; `slo_ms` bounds the server's 99th percentile."""
+
+    name: str
+    slo_ms: float
 
     @property
-    def name(self) -> str:
-        return f"{self.artifact.network} {self.engine} {self.precision} batch {self.batch}"
+    def title(self) -> str:
+        return f"MLPerf-style {self.name}" + f", p99 within {self.slo_ms:g} ms" * (self.name == "server")
 
 
 class PassError(Exception):
@@ -75,8 +86,10 @@ def cells(
     batches: Sequence[int],
     *,
     first_only: bool = False,
+    shapes: Sequence[Shape] = (),
 ) -> list[Cell]:
-    """Every cell to measure, batches rising, so that a network that runs out of memory can stop there.
+    """Every cell to measure, batches rising, so that a network that runs out of memory can stop there; with `shapes`,
+    these in the place of batches.
 
     `engines` and `precisions` None mean all that the artifact has and this machine can run; `first_only` takes of
     those the one that serving would choose.
@@ -94,7 +107,11 @@ def cells(
         if first_only and pairs:
             best = choose(artifact)
             pairs = [pair for pair in pairs if pair == (best.engine, best.precision)] or pairs[:1]
-        found += [Cell(artifact, *pair, batch) for pair in pairs for batch in sorted(set(batches))]
+        for pair in pairs:
+            if shapes:
+                found += [Cell(artifact, *pair, None, shape) for shape in shapes]
+            else:
+                found += [Cell(artifact, *pair, batch) for batch in sorted(set(batches))]
     return found
 
 
@@ -115,7 +132,7 @@ def measure_all(
             yield described | {"status": f"failed: not tried, memory ended at batch {exhausted[graph]}"}
             continue
         record = measure(cell, described, settings, threads)
-        if "memory ended" in record["status"]:
+        if cell.batch is not None and "memory ended" in record["status"]:
             exhausted[graph] = cell.batch
         yield record
 
@@ -135,6 +152,7 @@ def describe(cell: Cell, threads: int, settings: Settings) -> records.Record:
         engine=cell.engine,
         precision=cell.precision,
         batch=cell.batch,
+        scenario=cell.shape.title if cell.shape else None,
         threads=threads,
         settings=settings.name,
         weights=cell.artifact.weights,
@@ -185,6 +203,9 @@ def measure(cell: Cell, described: records.Record, settings: Settings, threads: 
     }
     record = dict(described)
     try:
+        if cell.shape is not None:
+            return in_scenario(cell.shape, record, {**job, "max_batch": cell.artifact.manifest.get("max_batch", 64)})
+        assert cell.batch is not None
         starts = [in_child({**job, "pass": "latency"}) for _ in range(settings.starts)]
         images = cell.batch * sum(len(start["values"]) for start in starts)
         record["latency_ms"] = records.latency([start["values"] for start in starts])
@@ -197,6 +218,13 @@ def measure(cell: Cell, described: records.Record, settings: Settings, threads: 
     except PassError as error:
         record["status"] = f"failed: {error}"
     return record
+
+
+def in_scenario(shape: Shape, described: records.Record, job: Mapping[str, Any]) -> records.Record:
+    from benchmarks import scenarios
+
+    answer = in_child({**job, "pass": "scenario", "scenario": shape.name, "slo_ms": shape.slo_ms})
+    return scenarios.record(described, shape.name, answer, shape.slo_ms)
 
 
 def power(job: Mapping[str, Any]) -> records.Record:

@@ -196,15 +196,17 @@ PARTS = ("decode", "queue", "inference", "service", "transport")
 
 
 def load_table(documents: Sequence[Document]) -> list[tuple[str, ...]]:
-    """The rows of `benchmarks load`; the parts of a latency are means."""
+    """The rows of `benchmarks load` and of the scenarios; the parts of a latency are means."""
     rows = []
     for item in (i for _, document in documents for i in document["records"] if i.get("scenario")):
         latency, parts, within = item["latency_ms"] or {}, item.get("split_ms") or {}, item.get("within_slo")
+        if not measured(item) and not item["latency_ms"]:
+            continue  # among what was not measured
         errors = "; ".join(f"{count} x {status}" for status, count in item["errors"].items()) or "none"
         rows.append((
             item["network"] + (UNTRAINED if item["weights"] == "untrained" else ""),
             f"{NAMES.get(item['engine'], item['engine'])} {item['precision']}",
-            item["scenario"],
+            item["scenario"] + (f": {significant(item['rate'])} img/s" if item.get("rungs") and item["rate"] else ""),
             f"{item['sent']:,}",
             errors,
             significant(item["throughput_img_s"]),
@@ -297,7 +299,7 @@ def markdown(documents: Sequence[Document], series: Sequence[Series], figures: S
         parts += ["## The paper's claims", grid(CLAIM_HEADINGS, claim_table(series)), "## Figures"]
         parts += [f"### {f.title}\n\n{f.caption}\n\n![{f.title}]({FIGURES}/{f.name}.svg)" for f in figures]
     if rows := load_table(documents):
-        parts += ["## Under load", grid(LOAD_HEADINGS, rows)]
+        parts += ["## Scenarios", grid(LOAD_HEADINGS, rows)]
     if failed := failures(documents):
         parts += ["## Not measured", "\n".join(f"- {line}" for line in failed)]
     parts += ["## How it was measured", "\n".join(f"- {line}" for line in how(documents))]
@@ -352,7 +354,7 @@ def page(documents: Sequence[Document], series: Sequence[Series], figures: Seque
         ]
     if rows := load_table(documents):
         body += [
-            "<h2>Under load</h2>",
+            "<h2>Scenarios</h2>",
             html_table([(name, "") for name in LOAD_HEADINGS], rows, numbers_from=3, kind="networks"),
         ]
     if failed := failures(documents):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import child, environment, load, measure, power, records
+from benchmarks import capacity, child, engines, environment, load, measure, power, records, scenarios
 from benchmarks.__main__ import main
 from serving.runtime import Artifact
 
@@ -604,3 +604,165 @@ def test_the_machine_is_named_by_what_it_is() -> None:
 )
 def test_numbers_are_written_for_readers(value: float | None, text: str) -> None:
     assert records.significant(value) == text
+
+
+# Scenarios
+
+
+class Machine:
+    """A clock that only `run` and `sleep` move: a batch of n takes `fixed` + n * `each` seconds."""
+
+    def __init__(self, fixed: float = 0.004, each: float = 0.001) -> None:
+        self.fixed, self.each, self.now, self.sizes = fixed, each, 0.0, list[int]()
+
+    def run(self, batch: Any) -> None:
+        self.sizes.append(len(batch))
+        self.now += self.fixed + self.each * len(batch)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def perform(self, name: str, slo_ms: float = 30.0, seconds: float = 2.0) -> scenarios.Timing:
+        images = np.zeros((32, 2, 2, 3), np.uint8)
+        return scenarios.perform(name, self.run, images, seconds, slo_ms, lambda: self.now, self.sleep)
+
+
+def test_single_and_multi_stream_ask_one_after_another() -> None:
+    one, eight = Machine().perform("single-stream"), Machine().perform("multi-stream")
+    assert one.values == pytest.approx([5.0] * len(one.values)) and one.images == len(one.values)
+    assert eight.values == pytest.approx([12.0] * len(eight.values)) and eight.images == 8 * len(eight.values)
+
+
+def test_offline_takes_the_fastest_batch() -> None:
+    assert Machine().perform("offline").mean_batch == 32
+    assert Machine(fixed=0.0).perform("offline").rate is None
+
+    class Cache(Machine):
+        """Eight images fit."""
+
+        def run(self, batch: Any) -> None:
+            super().run(batch)
+            self.now += 0.002 * max(0, len(batch) - 8)
+
+    assert Cache().perform("offline").mean_batch == 8
+
+
+def test_the_server_s_rate_is_the_highest_that_keeps_the_bound() -> None:
+    machine = Machine()
+    found = machine.perform("server", slo_ms=25.0, seconds=60.0)
+    service = capacity.Service(tuple(machine.fixed + n * machine.each for n in range(1, 9)))
+    expected = capacity.highest_rate(service, 0.025)
+    assert found.rate is not None and found.rate == pytest.approx(expected, rel=0.06)
+    assert np.mean(np.array(found.values) <= 25.0) >= 0.99 and max(machine.sizes) <= 32
+    assert found.rungs[-1].passes and any(not rung.passes for rung in found.rungs)
+
+
+def test_a_bound_below_one_call_is_kept_by_no_rate() -> None:
+    found = Machine().perform("server", slo_ms=4.0)
+    assert found.rate is None and not any(rung.passes for rung in found.rungs)
+
+
+def test_arrivals_during_a_batch_form_the_next_and_count_from_their_due_time() -> None:
+    machine = Machine()
+    due = [0.010, 0.011, 0.012, 0.100]
+    found = scenarios.poisson(machine.run, np.zeros((8, 1)), due, 1.0, lambda: machine.now, machine.sleep)
+    assert machine.sizes == [1, 2, 1]
+    assert found.values == pytest.approx([5.0, 10.0, 9.0, 5.0]) and found.mean_batch == pytest.approx(4 / 3)
+
+
+def test_what_passed_by_luck_is_lowered_until_it_passes_again() -> None:
+    tried = []
+
+    def trial(rate: float, seed: int) -> load.Rung:
+        tried.append((rate, seed))
+        return load.Rung(rate, 1.0 if rate <= (50 if seed == 0 else 45) else 0.5, 1.0)
+
+    rate, rungs = load.highest(trial, 100.0)
+    assert rate is not None and 42 < rate <= 45 and len(rungs) == len(tried)
+    assert [seed for _, seed in tried][:6] == [0] * 6 and tried[-1][0] == rate
+    assert load.highest(lambda rate, seed: load.Rung(rate, float(seed == 0), 1.0), 100.0)[0] is None
+
+
+def test_a_run_of_scenarios_writes_records_and_the_report_takes_them(
+    tiny: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out.json"
+    arguments = ["run", "--quick", "--models", tiny.tag, "--out", str(path), "--slo-ms", "1000"]
+    assert main([*arguments, "--scenario", ",".join(scenarios.NAMES)]) == 0
+    found = read(path)["records"]
+    assert [item["scenario"] for item in found] == [
+        "MLPerf-style single-stream", "MLPerf-style multi-stream", "MLPerf-style server, p99 within 1000 ms",
+        "MLPerf-style offline",
+    ]  # fmt: skip
+    assert {item["status"] for item in found} == {"ok"} and {item["batch"] for item in found} == {None}
+    assert found[2]["rate"] > 0 and found[2]["within_slo"] >= 0.99 and found[1]["mean_batch"] == 8
+    assert all(item["power"]["net_w"] is None and item["power"]["reason"] for item in found)
+    out = capsys.readouterr().out
+    assert "p90" in out and "img/s" in out
+    assert main([*arguments, "--scenario", ",".join(scenarios.NAMES)]) == 0
+    assert "4 of 4 are in" in capsys.readouterr().err
+    assert main(["report", str(path), "--out", str(tmp_path / "report")]) == 0
+    assert "MLPerf-style server" in (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert main([*arguments, "--scenario", "rush-hour"]) == 2
+
+
+def test_load_searches_the_highest_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "load.json"
+    with service([200]) as (url, _):
+        arguments = ["load", url, "--search", "--duration", "0.05", "--out", str(path)]
+        assert main(arguments) == 2
+        assert "give --slo-ms" in capsys.readouterr().err
+        assert main([*arguments, "--slo-ms", "60000"]) == 0
+    full, found = read(path)["records"]
+    assert full["concurrency"] == load.FULL and found["scenario"] == "MLPerf-style server, p99 within 60000 ms"
+    assert found["rate"] == found["rungs"][-1][0] and found["within_slo"] == 1
+    # Everything passes, so that the search ends just below the rate of the closed loop.
+    assert found["rate"] == pytest.approx(full["throughput_img_s"] * (1 - 0.5**load.HALVINGS))
+    assert "Highest rate" in capsys.readouterr().out
+    with service([200, 503]) as (url, _):
+        assert main(["load", url, "--search", "--duration", "0.05", "--slo-ms", "60000", "--out", str(path)]) == 0
+    assert read(path)["records"][1]["status"].startswith("failed: no rate keeps")
+
+
+# Engines side by side
+
+
+def test_engines_take_turns_and_their_figure_is_the_median(
+    tiny: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    @contextmanager
+    def process(work: dict[str, Any]) -> Iterator[Callable[[int], float]]:
+        def ask(batch: int) -> float:
+            asked.append(work["engine"])
+            return float(len(asked))
+
+        yield ask
+
+    monkeypatch.setattr(engines, "process", process)
+    monkeypatch.setattr(engines.shutil, "which", lambda _: "/usr/bin/g++")
+    path = tmp_path / "engines.json"
+    arguments = ["engines", tiny.tag, "--batch", "1", "--rounds", "3", "--out", str(path), "--compile"]
+    assert main(arguments) == 0
+    order = ["torch", "torch.compile", "onnxruntime", "openvino"]
+    assert asked == order * 3
+    rows = json.loads(path.read_text("utf-8"))["rows"]
+    assert [(row["engine"], row["latency_ms"]) for row in rows] == list(zip(order, (5.0, 6.0, 7.0, 8.0), strict=True))
+    monkeypatch.setattr(engines.shutil, "which", lambda _: None)
+    asked.clear()
+    assert main(arguments) == 0
+    assert "torch.compile" not in asked and "not run: torch.compile needs a C++ compiler" in capsys.readouterr().out
+
+
+# torch.compile imports a module of torch's own that warns of another.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    "engine", [engines.TORCH, pytest.param(engines.COMPILED, marks=[pytest.mark.slow])], ids=("eager", "compiled")
+)
+def test_pytorch_gives_probabilities_from_the_same_pixels(engine: str) -> None:
+    if engine == engines.COMPILED and (reason := engines.no_compiler()):
+        pytest.skip(reason)
+    work = {"network": "lenet5", "weights": "untrained", "threads": 1, "engine": engine}
+    scores = engines.torch_run(work)(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), dtype=np.uint8))
+    assert np.shape(scores) == (2, 10) and np.sum(scores, axis=1) == pytest.approx([1, 1], rel=1e-5)

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import claims, figures, records, report
 from benchmarks.__main__ import main
+from tests.conftest import ROOT
 
 #           family        year  params     MACs    top-1  MACs per second, 10^9
 NETWORKS = {
@@ -294,3 +295,19 @@ def test_zero_for_unmeasured_power_is_no_record() -> None:
     one = document(networks=("alexnet",), batches=(1,))
     one["records"][0]["power"]["reason"] = None
     assert list(records.problems(one["records"][0])) == ["power is not measured and gives no reason"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_a_committed_report_is_what_its_records_give(path: Path) -> None:
+    """Where a change of the report makes this fail: `python -m benchmarks report NAME.json --out NAME` remakes it."""
+    documents = [(path.stem, records.read(path))]
+    series, folder = report.series_of(documents), path.with_suffix("")
+    drawn = figures.draw(series)
+    assert report.markdown(documents, series, drawn) == (folder / report.MARKDOWN).read_text("utf-8")
+    assert report.table_of_records(documents) == (folder / report.CSV).read_text("utf-8")
+    assert {figure.name for figure in drawn} == {svg.stem for svg in (folder / "figures").glob("*.svg")}
+    for item in documents[0][1]["records"]:
+        if records.measured(item):
+            latency = item["latency_ms"]
+            again = np.percentile(latency["values"], (50, 90, 99))
+            assert [latency["p50"], latency["p90"], latency["p99"]] == pytest.approx(again.tolist())

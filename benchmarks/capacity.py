@@ -1,0 +1,364 @@
+"""How many replicas keep a bound at a rate: a queueing model on measured batch times.
+
+A replica serves as `serving.batcher` does: an idle engine starts at once on what is there, and what arrives while it
+runs is the next batch, up to a largest one. With Poisson arrivals this is the bulk queue M/G^[1,b]/1 (Bailey, On
+queueing processes with bulk service, J. R. Stat. Soc. B 16, 1954; Neuts, A general class of bulk queues with Poisson
+input, Ann. Math. Stat. 38, 1967). `solve` gives the steady state of the chain embedded at the starts of service, and
+from it the distribution of the time from arrival to answer, by integrating over where in a service a request arrives.
+A random share of a Poisson stream is a Poisson stream, so replicas behind a balancer that deals at random are that
+many such queues; one that deals in turn or to the least loaded does better, never worse.
+
+Times of a batch come from `benchmarks run`: measured at some sizes, straight lines between them, spread as the single
+calls were. Decoding and HTTP are not in them; with closed-loop records of `benchmarks load` beside them, the service's
+own times for a batch take their place. Where `benchmarks load --search` has found the highest rate within the same
+bound, that is what counts if it is lower than the model's, and both are shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.records import Record, measured, significant
+from models.console import table
+
+Values = NDArray[np.float64]
+
+PERCENTILE = 99.0
+
+# The spread of a service time, as shares of the calls from the fastest on: what a p99 is made of is in the last two.
+SHARES = (0.5, 0.9, 0.99, 1.0)
+
+# States of the queue and points of a service that the numbers do not change beyond (a test holds them to a simulation).
+STATES_PER_BATCH, FEWEST_STATES = 16, 96
+POINTS = 12
+NEGLIGIBLE = 1e-7
+
+# No plan runs a queue at its limit: there a p99 belongs to the length of the experiment, not to the queue.
+HIGHEST_LOAD = 0.98
+BISECTIONS = 9
+
+
+@dataclass(frozen=True)
+class Service:
+    """What one replica takes, in seconds: `times[n - 1]` for a batch of n up to the largest. A time varies by
+    `factors`, which have the probabilities `weights`.
+    """
+
+    times: tuple[float, ...]
+    factors: tuple[float, ...] = (1.0,)
+    weights: tuple[float, ...] = (1.0,)
+
+    @property
+    def max_batch(self) -> int:
+        return len(self.times)
+
+    @property
+    def limit(self) -> float:
+        """Images per second that no queue of this service outlasts."""
+        return max(n / time for n, time in enumerate(self.times, 1))
+
+
+@dataclass(frozen=True)
+class State:
+    """A queue in its steady state; `seconds` from arrival to answer with their probabilities `weights`."""
+
+    seconds: Values
+    weights: Values
+    busy: float  # share of the time
+    mean_batch: float
+
+    def percentile(self, percent: float) -> float:
+        order = np.argsort(self.seconds)
+        reached = np.cumsum(self.weights[order])
+        index = int(np.searchsorted(reached, percent / 100 * reached[-1]))
+        return float(self.seconds[order][min(index, len(order) - 1)])
+
+
+def solve(service: Service, rate: float) -> State | None:
+    """The steady state at `rate` requests a second; None where there is none, for the queue grows without end."""
+    b = service.max_batch
+    if rate >= b / service.times[-1] or rate <= 0:
+        return None
+    times, factors, shares = np.array(service.times), np.array(service.factors), np.array(service.weights)
+    states = np.arange(1, max(FEWEST_STATES, STATES_PER_BATCH * b) + 1)
+    sizes = np.minimum(states, b)
+    left = states - sizes
+    start, idle = embedded(rate, times[sizes - 1], left, factors, shares)
+    # A cycle is a service and, where it ends on an empty queue, the wait for the next arrival.
+    working = float(start @ times[sizes - 1]) * float(shares @ factors)
+    waiting = float(idle.sum()) / rate
+    seconds, weights = [times[0] * factors], [float(idle.sum()) * shares]
+    kept = start > NEGLIGIBLE
+    for factor, share in zip(factors, shares, strict=True):
+        length = times[sizes[kept] - 1] * factor
+        for point in (np.arange(POINTS) + 0.5) / POINTS:
+            before, rest = length * point, length * (1 - point)
+            chance = start[kept] * share * rate * length / POINTS
+            position, p = ahead(rate * before, left[kept], chance)
+            wait = np.broadcast_to(rest[:, None], position.shape)[p > NEGLIGIBLE * 1e-2]
+            position, p = position[p > NEGLIGIBLE * 1e-2], p[p > NEGLIGIBLE * 1e-2]
+            full = (position - 1) // b
+            wait = wait + full * times[-1] * float(shares @ factors)
+            place = position - full * b
+            for size, chance_of_size in last_batch(place, rate * wait, b):
+                for other, probability in zip(factors, shares, strict=True):
+                    seconds.append(wait + times[size - 1] * other)
+                    weights.append(p * chance_of_size * probability)
+    return State(
+        np.concatenate(seconds),
+        np.concatenate(weights),
+        working / (working + waiting),
+        float(start @ sizes),
+    )
+
+
+def embedded(rate: float, times: Values, left: NDArray[Any], factors: Values, shares: Values) -> tuple[Values, Values]:
+    """For every number in the queue at a start of service: its probability, and that together with a service that
+    leaves nobody, so that the engine falls idle.
+    """
+    count = len(times)
+    arrivals = sum(share * poisson(rate * times * factor, count) for factor, share in zip(factors, shares, strict=True))
+    assert isinstance(arrivals, np.ndarray)
+    moves = np.zeros((count, count))
+    for i in range(count):
+        room = count - left[i]  # numbers from left[i] to count, the last standing for all above
+        row = arrivals[i, :room].copy()
+        target = left[i] + np.arange(room)
+        # Nobody there: the engine waits, and starts on the one that comes.
+        np.add.at(moves[i], np.maximum(target, 1) - 1, row)
+        moves[i, -1] += max(0.0, 1 - row.sum())
+    system = np.vstack([(moves.T - np.eye(count))[:-1], np.ones(count)])
+    steady = np.linalg.solve(system, np.append(np.zeros(count - 1), 1.0)).clip(0)
+    steady /= steady.sum()
+    return steady, steady * arrivals[:, 0] * (left == 0)
+
+
+def ahead(means: Values, left: NDArray[Any], chance: Values) -> tuple[NDArray[Any], Values]:
+    """The places in the queue that a request may take, [states, arrivals], and the probability of each."""
+    most = int(np.max(means) + 6 * math.sqrt(float(np.max(means))) + 8)
+    return left[:, None] + np.arange(most)[None, :] + 1, chance[:, None] * poisson(means, most)
+
+
+def last_batch(place: NDArray[Any], means: Values, b: int) -> Iterable[tuple[int, Values]]:
+    """The sizes of the batch that a request at `place` of it is in, which arrivals until its start fill up."""
+    pmf = poisson(means, b)
+    rest = np.ones(len(place))
+    for size in range(1, b):
+        more = size - place
+        chance = np.where(more >= 0, pmf[np.arange(len(place)), np.maximum(more, 0)], 0.0)
+        rest -= chance
+        if chance.any():
+            yield size, chance
+    yield b, rest.clip(0)
+
+
+def poisson(means: Values, count: int) -> Values:
+    """[means, count]: the probabilities of 0 to count - 1 events, for every mean."""
+    k = np.arange(count)
+    factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count)))]) if count > 1 else np.zeros(1)
+    pmf: Values = np.exp(k[None, :] * np.log(np.maximum(means, 1e-300))[:, None] - means[:, None] - factorials[None, :])
+    return pmf
+
+
+def highest_rate(service: Service, slo: float) -> float | None:
+    """Images per second of one replica whose 99th percentile is within `slo` seconds; None where even one alone takes
+    longer.
+    """
+    top = HIGHEST_LOAD * service.max_batch / service.times[-1]
+    return bisect(lambda rate: within(service, rate, slo), top / 2**BISECTIONS, top)
+
+
+def within(service: Service, rate: float, slo: float) -> bool:
+    state = solve(service, rate)
+    return state is not None and state.percentile(PERCENTILE) <= slo
+
+
+def bisect(passes: Callable[[float], bool], low: float, high: float) -> float | None:
+    """The highest of the rates between `low` and `high` that passes, where a lower one passes if a higher does."""
+    if passes(high):
+        return high
+    if not passes(low):
+        return None
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if passes(middle) else (low, middle)
+    return low
+
+
+# --- from records -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to serve `rate`: so many replicas of a network in an engine with batches up to `max_batch`."""
+
+    record: Record  # at batch 1: what it is
+    max_batch: int
+    replicas: int
+    rate_each: float  # the highest within the bound: the model's, or the measured one where that is lower
+    model_each: float
+    measured_each: float | None  # by search over HTTP
+    busy: float  # at the rate asked for
+    p99_ms: float
+    served: bool  # decoding and HTTP are in it
+
+
+def plan(
+    documents: Sequence[tuple[str, dict[str, Any]]],
+    rate: float,
+    slo_ms: float,
+    min_top1: float | None = None,
+    progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+) -> tuple[list[Option], list[str]]:
+    """The best option of every network, fewest replicas first and of equals the most accurate; and in words, which
+    combinations cannot keep the bound.
+    """
+    items = [item for _, document in documents for item in document["records"] if measured(item)]
+    best: dict[str, Option] = {}
+    refused = []
+    for (network, engine, precision), group in progress(list(series(items).items())):
+        name = f"{network} {engine} {precision}"
+        alone = group.get(1)
+        if alone is None:
+            refused.append(f"{name}: batch 1 was not measured")
+            continue
+        if min_top1 is not None and (alone["top1"] is None or alone["top1"] < min_top1):
+            refused.append(f"{name}: top-1 {'is not known' if alone['top1'] is None else alone['top1']}")
+            continue
+        loads = [i for i in items if i.get("split_ms") and key(i) == (network, engine, precision)]
+        options = [o for b in sorted(group) if (o := option(group, b, loads, rate, slo_ms)) is not None]
+        if not options:
+            refused.append(f"{name}: a request alone takes longer than {slo_ms:g} ms at its 99th percentile")
+            continue
+        found = min(options, key=lambda o: (o.replicas, o.p99_ms))
+        if network not in best or order(found) < order(best[network]):
+            best[network] = found
+    return sorted(best.values(), key=order), refused
+
+
+def order(one: Option) -> tuple[float, float, float]:
+    top1 = one.record["top1"]
+    return one.replicas, -(top1 if top1 is not None else -math.inf), -one.rate_each
+
+
+def key(item: Record) -> tuple[str, str, str]:
+    return item["network"], item["engine"], item["precision"]
+
+
+def series(items: Sequence[Record]) -> dict[tuple[str, str, str], dict[int, Record]]:
+    """The in-process records by network, engine and precision, and in these by batch."""
+    found: dict[tuple[str, str, str], dict[int, Record]] = {}
+    for item in items:
+        if not item.get("scenario"):
+            found.setdefault(key(item), {})[item["batch"]] = item
+    return found
+
+
+def option(
+    group: dict[int, Record], max_batch: int, loads: Sequence[Record], rate: float, slo_ms: float
+) -> Option | None:
+    service = service_of(group, max_batch, loads)
+    modelled = highest_rate(service, slo_ms / 1e3)
+    if modelled is None:
+        return None
+    found = [float(item["rate"]) for item in loads if item.get("rungs") and item["slo_ms"] == slo_ms]
+    each = min(modelled, *found) if found else modelled
+    replicas = math.ceil(rate / each)
+    state = solve(service, rate / replicas)
+    assert state is not None
+    p99 = 1e3 * state.percentile(PERCENTILE)
+    served = of_the_service(loads) is not None
+    measured_each = found[-1] if found else None
+    return Option(group[1], max_batch, replicas, each, modelled, measured_each, state.busy, p99, served)
+
+
+def service_of(group: dict[int, Record], max_batch: int, loads: Sequence[Record] = ()) -> Service:
+    """The service of records by batch, 1 among them, with what the load records say the engine's time leaves out."""
+    known = sorted(b for b in group if b <= max_batch)
+    middles = [float(np.median(group[b]["latency_ms"]["values"])) / 1e3 for b in known]
+
+    def engine(n: float) -> float:
+        return float(np.interp(n, known, middles))
+
+    # At the largest batch: a full queue is where the bound is at stake, and a stall weighs less there than on one.
+    factors, weights = spread_of(group[known[-1]]["latency_ms"]["values"])
+    mean = sum(factor * weight for factor, weight in zip(factors, weights, strict=True))
+    whole = of_the_service(loads)
+    # What a closed loop gives are means, which are `mean` times as long as medians.
+    times = [whole(n) / mean if whole else engine(n) for n in range(1, max_batch + 1)]
+    return Service(tuple(max(time, engine(n)) for n, time in enumerate(times, 1)), factors, weights)
+
+
+def of_the_service(loads: Sequence[Record]) -> Callable[[float], float] | None:
+    """Seconds that the whole service takes for a batch, from its closed-loop records, where there are two at least.
+
+    A closed loop that is never idle answers a batch of m at a rate of X in m / X seconds, decoding and HTTP included;
+    the line through the smallest and the largest of these batches gives the others.
+    """
+    closed = [item for item in loads if item.get("concurrency") and item.get("mean_batch")]
+    points = sorted((float(i["mean_batch"]), float(i["mean_batch"]) / float(i["throughput_img_s"])) for i in closed)
+    if len(points) < 2:
+        return None
+    (first, low), (last, high) = points[0], points[-1]
+    slope = max(0.0, (high - low) / (last - first)) if last > first else 0.0
+    return lambda n: low + (n - first) * slope
+
+
+def spread_of(values: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Factors on the median, and their probabilities: the means of the calls' `SHARES`, those that are not empty."""
+    ordered = np.sort(np.asarray(values)) / float(np.median(values))
+    edges = [0, *(round(share * len(ordered)) for share in SHARES)]
+    parts = [(ordered[a:z].mean(), (z - a) / len(ordered)) for a, z in pairwise(edges) if z > a]
+    return tuple(float(mean) for mean, _ in parts), tuple(weight for _, weight in parts)
+
+
+HEADER = (
+    "network", "engine", "precision", "top-1 %", "max batch", "replicas", "img/s each", "measured", "busy", "p99 ms",
+    "of",
+)  # fmt: skip
+
+
+def text(options: Sequence[Option], refused: Sequence[str], rate: float, slo_ms: float) -> str:
+    """The plan for the terminal."""
+    parts = [f"Asked for: {rate:g} images a second with the 99th percentile within {slo_ms:g} ms."]
+    if options:
+        best = options[0]
+        r = best.record
+        parts.append(
+            f"Run {best.replicas} replica{'s' * (best.replicas != 1)} of {r['network']} in {r['engine']} at "
+            f"{r['precision']}, batches up to {best.max_batch}: the fewest replicas, and of equals the most accurate."
+        )
+        parts.append(table([row(one) for one in options], HEADER, right=range(3, 10)))
+    parts += ["Cannot keep it:", *(f"  {line}" for line in refused)] if refused else []
+    if any(o.record["weights"] == "untrained" and o.record["top1"] is not None for o in options):
+        parts.append("† published (weights here are untrained): the accuracy is not that of these weights.")
+    if any(not o.served for o in options):
+        parts.append(
+            "engine: decoding and HTTP are not in it. Add a result file of `python -m benchmarks load URL "
+            "--concurrency 1,16` against the service, and they are."
+        )
+    if options:
+        parts.append(
+            "A replica is one service with the processors these records were measured on. Model: Poisson arrivals "
+            "dealt at random, batch service M/G^[1,b]/1 (Bailey 1954, Neuts 1967) on measured batch times; "
+            "PODIUM_MAX_BATCH sets the largest batch."
+        )
+    return "\n".join(parts)
+
+
+def row(one: Option) -> tuple[str, ...]:
+    r = one.record
+    top1 = "–" if r["top1"] is None else f"{r['top1']:.2f}"  # noqa: RUF001
+    return (
+        *key(r), top1 + ("†" if r["top1"] is not None and r["weights"] == "untrained" else ""), str(one.max_batch),
+        str(one.replicas), significant(one.model_each), significant(one.measured_each),
+        f"{100 * one.busy:.0f} %", significant(one.p99_ms),
+        "service" if one.served else "engine",
+    )  # fmt: skip

@@ -1,0 +1,366 @@
+"""Podium and its peers side by side: all are started, checked to give the same answers, and loaded in turn, round after
+round, so that a slow spell of the machine strikes all alike. What is not its turn waits for requests and takes none.
+
+The load is a closed loop of multipart requests with photographs, from `wrk` where it is installed, else from our own
+client, which takes more of the processor it shares with the servers. Figures are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.load import Body, Outcome, closed_loop
+from benchmarks.measure import ROOT
+from benchmarks.peers.work import VARIABLE
+from models.console import Failure, table
+from serving.runtime import Artifact, Choice
+
+BOUNDARY = "podium-side-by-side"
+CONTENT_TYPE = f"multipart/form-data; boundary={BOUNDARY}"
+
+MAX_BATCH = 8
+BATCH_DELAY_S = 0.005  # LitServe waits that long for a batch to fill; at 0 it forms none
+READY_WITHIN_S = 120.0
+WARMUP_S = 1.0
+WRK = Path(__file__).with_name("wrk.lua")
+
+PODIUM, LIMIT = "Podium", "no server"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A server: what starts it, the package it needs, the extra that has it; whether pixels and engine are ours."""
+
+    name: str
+    program: str
+    package: str
+    extra: str
+    ours: bool = False
+    max_batch: int = 1
+
+    @property
+    def label(self) -> str:
+        return self.name + ", our engine" * (self.ours and self.name != PODIUM)
+
+    @property
+    def missing(self) -> str | None:
+        return (
+            None
+            if find_spec(self.package)
+            else f"{self.name}: {self.package} is not installed; pip install 'podium[{self.extra}]'"
+        )
+
+    def command(self, port: int) -> list[str]:
+        if self.package == "bentoml":
+            bentoml = str(Path(sys.executable).with_name("bentoml"))
+            return [bentoml, "serve", self.program, "--host", "127.0.0.1", "--port", str(port)]
+        return [sys.executable, "-m", self.program]
+
+
+def both(name: str, program: str, package: str, extra: str, max_batch: int = 1) -> tuple[Peer, Peer]:
+    plain = Peer(name, program, package, extra, max_batch=max_batch)
+    return plain, replace(plain, ours=True)
+
+
+# fmt: off
+PEERS = (
+    #     name                       program                                 package     extra
+    *both("FastAPI",                 "benchmarks.peers.with_fastapi",         "fastapi",  "peers"),
+    *both("LitServe",                "benchmarks.peers.with_litserve",        "litserve", "peers"),
+    *both("LitServe, batches",       "benchmarks.peers.with_litserve",        "litserve", "peers", max_batch=MAX_BATCH),
+    *both("BentoML",                 "benchmarks.peers.with_bentoml:Plain",   "bentoml",  "bench"),
+    *both("BentoML, batchable",      "benchmarks.peers.with_bentoml:Batched", "bentoml",  "bench", max_batch=MAX_BATCH),
+    *both("Ray Serve, batches",      "benchmarks.peers.with_ray",             "ray",      "peers-ray", max_batch=MAX_BATCH),  # noqa: E501
+    Peer(PODIUM,                     "service:Podium",                        "bentoml",  "bench", ours=True, max_batch=MAX_BATCH),  # noqa: E501
+)
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Look:
+    """One load on one server for some seconds; latencies in milliseconds."""
+
+    requests: int  # answered well
+    seconds: float
+    p50: float
+    p99: float
+    errors: int
+
+    @property
+    def rate(self) -> float:
+        return self.requests / self.seconds
+
+
+Ask = Callable[[int, float], Look]  # connections, seconds
+
+
+def compare(
+    artifact: Artifact,
+    choice: Choice,
+    photographs: Sequence[Path],
+    connections: Sequence[int],
+    rounds: int,
+    seconds: float,
+    peers: Sequence[Peer],
+    progress: Callable[[Iterable[Any], str], Iterable[Any]],
+) -> list[dict[str, Any]]:
+    """A row for every server and number of connections, with the look of every round."""
+    looks: dict[tuple[str, int], list[Look]] = {}
+    with ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="podium-peers-")))
+        bodies = [multipart(path) for path in photographs]
+        files = [folder / f"{index}.body" for index in range(len(bodies))]
+        for file, body in zip(files, bodies, strict=True):
+            file.write_bytes(body)
+        asks: dict[str, Ask] = {}
+        for peer in progress(peers, "starting the servers"):
+            url = running.enter_context(server(peer, job(artifact, choice, peer), bodies[0], folder))
+            asks[peer.label] = loader(url, files)
+        asks[LIMIT] = running.enter_context(limit(job(artifact, choice, None), photographs))
+        for ask in progress(list(asks.values()), "warming up"):
+            ask(max(connections), WARMUP_S)
+        turns = [(label, n) for _ in range(rounds) for n in connections for label in asks]
+        for label, n in progress(turns, "loading in turn"):
+            looks.setdefault((label, n), []).append(asks[label](n, seconds))
+    by_label = {peer.label: peer for peer in peers}
+    return [
+        {
+            "server": label,
+            "network": artifact.network,
+            "engine": choice.engine if label == LIMIT or by_label[label].ours else "onnxruntime",
+            "precision": choice.precision,
+            "pixels": "ours" if label == LIMIT or by_label[label].ours else "its own",
+            "connections": n,
+            **{name: statistics.median(getattr(look, name) for look in found) for name in ("rate", "p50", "p99")},
+            "errors": sum(look.errors for look in found),
+            "rounds": [
+                {"requests": o.requests, "seconds": o.seconds, "p50": o.p50, "p99": o.p99, "errors": o.errors}
+                for o in found
+            ],
+        }
+        for (label, n), found in looks.items()
+    ]
+
+
+def job(artifact: Artifact, choice: Choice, peer: Peer | None) -> dict[str, Any]:
+    return {
+        "folder": str(artifact.folder), "version": artifact.version, "tag": artifact.tag, "engine": choice.engine,
+        "precision": choice.precision, "threads": choice.threads, "ours": peer is None or peer.ours,
+        "max_batch": peer.max_batch if peer else MAX_BATCH, "delay_s": BATCH_DELAY_S,
+    }  # fmt: skip
+
+
+def multipart(path: Path) -> bytes:
+    """The body of a form whose field `image` is the photograph at `path`."""
+    kind = {".png": "image/png"}.get(path.suffix.lower(), "image/jpeg")
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="{path.name}"\r\n'
+    head += f"Content-Type: {kind}\r\n\r\n"
+    return head.encode() + path.read_bytes() + f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def server(peer: Peer, work: dict[str, Any], body: bytes, folder: Path) -> Iterator[str]:
+    """`peer` on a free port of this machine alone: its address, once it answers. Ended by its process id."""
+    port = free_port()
+    log = folder / f"{port}.log"
+    environment = {
+        **os.environ,
+        VARIABLE: json.dumps({**work, "port": port}),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PODIUM_MODELS": work["tag"],
+        "PODIUM_ENGINE": work["engine"],
+        "PODIUM_PRECISION": work["precision"],
+        "PODIUM_THREADS": str(work["threads"]),
+        "PODIUM_MAX_BATCH": str(MAX_BATCH),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+        # BentoML's servers would empty each other's folder of metrics.
+        "PROMETHEUS_MULTIPROC_DIR": str(folder / f"{port}.metrics"),
+    }
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            peer.command(port), cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,  # its children are ended with it
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + READY_WITHIN_S
+        while predictions(url, body) is None:
+            if process.poll() is not None or time.monotonic() > deadline:
+                last = (log.read_text("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
+                raise Failure(f"{peer.label} did not start: {last}")
+            time.sleep(0.1)
+        yield url
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    with suppress(ProcessLookupError):  # what it started and left behind
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def predictions(url: str, body: bytes) -> list[dict[str, Any]] | None:
+    """What the server at `url` says of one photograph; None while it does not answer well."""
+    request = urllib.request.Request(f"{url}/classify", data=body, headers={"Content-Type": CONTENT_TYPE})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+            answer = json.load(response)
+    except (OSError, ValueError):
+        return None
+    # A batchable method of BentoML takes a list and answers with one.
+    found: list[dict[str, Any]] = (answer[0] if isinstance(answer, list) else answer)["predictions"]
+    return found
+
+
+def client() -> str:
+    return "wrk" if shutil.which("wrk") else "benchmarks.load"
+
+
+def loader(url: str, files: Sequence[Path]) -> Ask:
+    return with_wrk(url, files) if client() == "wrk" else with_our_client(url, files)
+
+
+def with_wrk(url: str, files: Sequence[Path]) -> Ask:
+    def ask(connections: int, seconds: float) -> Look:
+        command = [
+            "wrk",
+            "--threads",
+            "1",
+            "--connections",
+            str(connections),
+            "--duration",
+            f"{max(1, round(seconds))}s",
+        ]
+        command += ["--timeout", "30s", "--script", str(WRK), f"{url}/classify", "--", CONTENT_TYPE, *map(str, files)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            found = json.loads(done.stdout.strip().splitlines()[-1])
+        except (ValueError, IndexError):
+            raise Failure(f"wrk failed: {' '.join((done.stderr or done.stdout).split())[:300]}") from None
+        return Look(found["requests"] - found["errors"], found["seconds"], found["p50"], found["p99"], found["errors"])
+
+    return ask
+
+
+def with_our_client(url: str, files: Sequence[Path]) -> Ask:
+    import aiohttp
+
+    bodies = [Body(file.read_bytes(), CONTENT_TYPE) for file in files]
+
+    async def drive(connections: int, seconds: float) -> tuple[list[Outcome], float]:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            sent = 0
+
+            async def send() -> Outcome:
+                nonlocal sent
+                body, began = bodies[sent % len(bodies)], time.perf_counter()
+                sent += 1
+                status: int | str
+                try:
+                    headers = {"Content-Type": body.content_type}
+                    async with session.post(f"{url}/classify", data=body.data, headers=headers) as response:
+                        await response.read()
+                        status = response.status
+                except aiohttp.ClientError as error:
+                    status = type(error).__name__
+                return Outcome(status, 1e3 * (time.perf_counter() - began), 0.0)
+
+            began = time.perf_counter()
+            return await closed_loop(send, connections, seconds), time.perf_counter() - began
+
+    def ask(connections: int, seconds: float) -> Look:
+        outcomes, passed = asyncio.run(drive(connections, seconds))
+        good = [o.latency for o in outcomes if o.status == 200]
+        p50, p99 = np.percentile(good, (50, 99)) if good else (np.nan, np.nan)
+        return Look(len(good), passed, float(p50), float(p99), len(outcomes) - len(good))
+
+    return ask
+
+
+@contextmanager
+def limit(work: dict[str, Any], photographs: Sequence[Path]) -> Iterator[Ask]:
+    """Decode and engine in one process without a server (`benchmarks.peers.limit`)."""
+    environment = {**os.environ, VARIABLE: json.dumps({**work, "photographs": [str(p.resolve()) for p in photographs]})}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.peers.limit"], cwd=ROOT, env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def answer() -> Any:
+        assert process.stdout is not None
+        if not (line := process.stdout.readline()):
+            raise Failure("the pipeline without a server ended early; see above")
+        return json.loads(line)
+
+    def ask(connections: int, seconds: float) -> Look:
+        print(json.dumps([connections, seconds]), file=process.stdin, flush=True)
+        found = answer()
+        p50, p99 = np.percentile(found["values"], (50, 99))
+        return Look(len(found["values"]), found["seconds"], float(p50), float(p99), 0)
+
+    try:
+        answer()
+        yield ask
+    finally:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    """One line a server: requests per second and latencies by connections, and how many times its rate Podium's is."""
+    counts = list(dict.fromkeys(row["connections"] for row in rows))
+    by_server: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        by_server.setdefault(row["server"], {})[row["connections"]] = row
+    ours = by_server.get(PODIUM)
+    header = ["server", "engine", "pixels"]
+    for n in counts:
+        header += [f"req/s at {n}", "lowest to highest", "p50 ms", "p99 ms", *["x Podium"] * (ours is not None)]
+    lines = []
+    for name, found in by_server.items():
+        first = next(iter(found.values()))
+        line = [name, f"{first['engine']} {first['precision']}", first["pixels"]]
+        for n in counts:
+            row = found[n]
+            rates = [look["requests"] / look["seconds"] for look in row["rounds"]]
+            line += [f"{row['rate']:.1f}", f"{min(rates):.1f} to {max(rates):.1f}"]
+            line += [f"{row['p50']:.1f}", f"{row['p99']:.1f}"]
+            line += [f"{row['rate'] / ours[n]['rate']:.2f}"] if ours else []
+        lines.append((*line, sum(row["errors"] for row in found.values())))
+    return table(lines, (*header, "errors"), right=range(3, len(header) + 1))

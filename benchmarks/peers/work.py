@@ -1,0 +1,94 @@
+"""What the peers' programs share: the network they serve and the form of their answer, so that only the server differs.
+
+Each is run twice: once with pixels and ONNX Runtime as a user of that server would write them (`Plain`), and once with
+our pixels and the engine that we would choose (`Ours`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from models.preprocess import Pixels, pixels
+from serving import runtime
+from serving.runtime import Artifact, Scores
+
+VARIABLE = "PODIUM_PEER"  # carries the job as JSON
+TOP = 5
+
+
+class Classifier(Protocol):
+    def pixels(self, image: Image.Image) -> Pixels: ...
+
+    def run(self, batch: Pixels) -> Scores: ...
+
+
+class Plain:
+    """Pillow's resize and crop, and ONNX Runtime with its own defaults; its sessions may be shared between threads."""
+
+    def __init__(self, artifact: Artifact, precision: str) -> None:
+        import onnxruntime as ort
+
+        graph = artifact.file(artifact.graphs()["onnxruntime", precision])
+        self.recipe = artifact.preprocess
+        self.session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+        self.input = self.session.get_inputs()[0].name
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        image = image.convert(self.recipe.mode)
+        scale = self.recipe.resize / min(image.size)
+        width, height = (round(side * scale) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top, crop = (width - self.recipe.crop) // 2, (height - self.recipe.crop) // 2, self.recipe.crop
+        image = image.crop((left, top, left + crop, top + crop))
+        # The graph normalises by itself: it takes bytes.
+        return np.asarray(image, dtype=np.uint8).reshape(self.recipe.shape)
+
+    def run(self, batch: Pixels) -> Scores:
+        scores: Scores = self.session.run(None, {self.input: batch})[0]
+        return scores
+
+
+class Ours:
+    """The same through `models.preprocess` and `serving.runtime`; one call at a time runs in an engine."""
+
+    def __init__(self, artifact: Artifact, engine: str, precision: str, threads: int) -> None:
+        self.recipe, self.turn = artifact.preprocess, threading.Lock()
+        self.engine = runtime.open(artifact, engine, precision, threads)
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        return pixels(image, self.recipe)
+
+    def run(self, batch: Pixels) -> Scores:
+        with self.turn:
+            return self.engine.run(batch)
+
+
+def job() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(os.environ[VARIABLE])
+    return found
+
+
+def classifier() -> Classifier:
+    work = job()
+    artifact = runtime.load(Path(work["folder"]), work["version"])
+    if work["ours"]:
+        return Ours(artifact, work["engine"], work["precision"], work["threads"])
+    return Plain(artifact, work["precision"])
+
+
+def labels() -> list[str]:
+    work = job()
+    return [label.label for label in runtime.load(Path(work["folder"]), work["version"]).labels]
+
+
+def answer(scores: Any, names: list[str]) -> dict[str, Any]:
+    """The likeliest classes of one image, from its scores [classes]."""
+    best = np.argsort(scores)[::-1][:TOP]
+    return {"predictions": [{"class_id": int(i), "label": names[i], "probability": float(scores[i])} for i in best]}

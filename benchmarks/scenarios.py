@@ -1,0 +1,193 @@
+"""MLPerf-style scenarios, in process against `Runtime`: the four shapes of load that the field names, in our own small
+harness. The results are not MLPerf results and are not comparable with those.
+
+- single-stream: one image, and the next when it is answered; what counts is the 90th percentile.
+- multi-stream: eight images at once, and the next eight when they are answered; the 99th percentile.
+- server: images at the times of a Poisson process, gathered as the service does while the engine is busy; the highest
+  rate that keeps the 99th percentile, from arrival to answer, within a bound, found by search and then confirmed.
+- offline: everything there from the start, in batches of the size that is fastest; images per second.
+
+Pixels are in memory: decoding is not in it. `python -m benchmarks load --search` asks the server scenario over HTTP.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks import child, records
+from benchmarks.load import Rung, arrivals, highest
+from models.preprocess import Pixels
+
+NAMES = ("single-stream", "multi-stream", "server", "offline")
+
+# Which percentile each scenario is judged by; offline is judged by its rate.
+PERCENTILES = {"single-stream": "p90", "multi-stream": "p99", "server": "p99", "offline": None}
+
+STREAMS = 8  # images of a multi-stream query
+OFFLINE_BATCHES = (1, 2, 4, 8, 16, 32)
+OFFLINE_TRIAL_S = 0.4
+FEWEST_ARRIVALS, LONGEST = 200, 4
+MAX_BATCH = 8  # of the server scenario: what the service gathers unless it is told otherwise
+
+Run = Callable[[Pixels], object]
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of every query, or in the server scenario of every image, and what they say about the rate."""
+
+    values: list[float]
+    images: int
+    seconds: float
+    mean_batch: float
+    rate: float | None = None  # of arrivals
+    rungs: tuple[Rung, ...] = ()
+
+
+def perform(name: str, run: Run, images: Pixels, seconds: float, slo_ms: float, clock: Clock, sleep: Any) -> Timing:
+    """Scenario `name` for about `seconds` (the server's search takes several times that); `images` are as many as the
+    largest batch takes.
+    """
+    if name == "server":
+        return server(run, images, seconds, slo_ms, clock, sleep)
+    if name == "offline":
+        batch = fastest_batch(run, images, clock)
+        return stream(run, images[:batch], seconds, clock)
+    return stream(run, images[: 1 if name == "single-stream" else STREAMS], seconds, clock)
+
+
+def stream(run: Run, batch: Pixels, seconds: float, clock: Clock, fewest: int = 3) -> Timing:
+    """One call after another."""
+    values = list[float]()
+    began = after = clock()
+    while after - began < seconds or len(values) < fewest:
+        before = after
+        run(batch)
+        after = clock()
+        values.append(1e3 * (after - before))
+    return Timing(values, len(values) * len(batch), after - began, float(len(batch)))
+
+
+def fastest_batch(run: Run, images: Pixels, clock: Clock) -> int:
+    sizes = [size for size in OFFLINE_BATCHES if size <= len(images)]
+    rates = {}
+    for size in sizes:
+        run(images[:size])  # engines make room for a new size on its first call
+        trial = stream(run, images[:size], OFFLINE_TRIAL_S, clock, fewest=1)
+        rates[size] = trial.images / trial.seconds
+    return max(sizes, key=rates.__getitem__)
+
+
+def server(run: Run, images: Pixels, seconds: float, slo_ms: float, clock: Clock, sleep: Any) -> Timing:
+    """The highest rate within the bound. The timing is that of the run that confirmed it; where no rate keeps the
+    bound, of the lowest tried, and `rate` is None.
+    """
+    images = images[:MAX_BATCH]
+    run(images)
+    full = stream(run, images, OFFLINE_TRIAL_S, clock)
+    made: dict[float, Timing] = {}
+
+    def trial(rate: float, seed: int) -> Rung:
+        # A p99 needs calls; at a low rate they take longer to come.
+        lasts = min(max(seconds, FEWEST_ARRIVALS / rate), LONGEST * seconds)
+        made[rate] = timing = poisson(run, images, arrivals(rate, lasts, seed), rate, clock, sleep)
+        if not timing.values:
+            return Rung(rate, 1.0, None)
+        within = float(np.mean([value <= slo_ms for value in timing.values]))
+        return Rung(rate, within, float(np.percentile(timing.values, 99)))
+
+    rate, rungs = highest(trial, full.images / full.seconds)
+    timing = made[rungs[-1].rate]
+    return Timing(timing.values, timing.images, timing.seconds, timing.mean_batch, rate, tuple(rungs))
+
+
+def poisson(run: Run, images: Pixels, due: Sequence[float], rate: float, clock: Clock, sleep: Any) -> Timing:
+    """Images that arrive at `due` (seconds from now). One thread does both: an arrival takes no work, so what is due
+    when a batch ends is exactly what a queue would hold.
+    """
+    began, first, values, batches = clock(), 0, list[float](), 0
+    while first < len(due):
+        if (wait := began + due[first] - clock()) > 0:
+            sleep(wait)
+        now = clock() - began
+        size = 1
+        while size < len(images) and first + size < len(due) and due[first + size] <= now:
+            size += 1
+        run(images[:size])
+        now = clock() - began
+        values += [1e3 * (now - at) for at in due[first : first + size]]
+        first, batches = first + size, batches + 1
+    return Timing(values, len(values), clock() - began, len(values) / max(1, batches), rate)
+
+
+# --- in the child and the parent --------------------------------------------------------------------------------------
+
+
+def in_child(job: dict[str, Any]) -> dict[str, Any]:
+    """The pass of one scenario: what `record` needs, as JSON."""
+    settings, network = job["settings"], child.opened(job)
+    most = {"single-stream": 1, "multi-stream": STREAMS, "server": MAX_BATCH, "offline": OFFLINE_BATCHES[-1]}
+    images = child.pixels({**job, "batch": min(most[job["scenario"]], job["max_batch"])})
+    warm = child.warm_up(lambda: network.run(images[:1]), settings["warmup_s"])
+    cpu = time.process_time()
+    timing = perform(
+        job["scenario"], network.run, images, settings["measure_s"], job["slo_ms"], time.perf_counter, time.sleep
+    )
+    return {
+        "values": timing.values,
+        "images": timing.images,
+        "seconds": timing.seconds,
+        "mean_batch": timing.mean_batch,
+        "rate": timing.rate,
+        "rungs": [[rung.rate, rung.within, rung.p99_ms] for rung in timing.rungs],
+        "cpu_s": time.process_time() - cpu,
+        "warm": warm,
+    }
+
+
+def record(described: records.Record, name: str, answer: Mapping[str, Any], slo_ms: float) -> records.Record:
+    """The record of a scenario. In the server scenario without a rate within the bound it is "failed: reason"."""
+    made = dict(described) | {
+        "latency_ms": records.latency([answer["values"]]) | {"warm": answer["warm"]} if answer["values"] else None,
+        "throughput_img_s": answer["images"] / answer["seconds"],
+        "mean_batch": answer["mean_batch"],
+        "sent": answer["images"],
+        "errors": {},
+        "judged_by": PERCENTILES[name],
+        "power": records.nothing_measured("not measured in a scenario"),
+        "status": "ok",
+    }
+    if name != "offline" and name != "server":
+        # The search and the trials of a batch size are in the processor time of the other two.
+        made["cpu_seconds_per_image"] = answer["cpu_s"] / answer["images"]
+    if name == "server":
+        made |= {"rate": answer["rate"], "slo_ms": slo_ms, "rungs": answer["rungs"]}
+        made["within_slo"] = answer["rungs"][-1][1]
+        if answer["rate"] is None:
+            made["status"] = f"failed: no rate keeps the 99th percentile within {slo_ms:g} ms"
+    return made
+
+
+def summary(items: Sequence[records.Record]) -> str:
+    """What was measured, for the terminal."""
+    from models.console import table
+
+    s, rows, notes = records.significant, [], []
+    for item in items:
+        first = (item["network"], item["engine"], item["precision"], item.get("scenario") or "")
+        if not records.measured(item):
+            notes.append(f"{' '.join(first)} {item['status']}")
+            continue
+        judged = item["judged_by"]
+        figure = f"{judged} {s(item['latency_ms'][judged])} ms" if judged else f"{s(item['throughput_img_s'])} img/s"
+        if item.get("rate"):
+            figure = f"{s(item['rate'])} img/s, {figure}"
+        rows.append((*first, figure, s(item["mean_batch"]), f"{item['latency_ms']['count']:,}"))
+    header = ("network", "engine", "precision", "scenario", "result", "mean batch", "calls")
+    return "\n".join([table(rows, header, right=(5, 6)), *notes])
