@@ -38,8 +38,8 @@ EXTRAS ?= cpu,export,tensorrt-rtx,bench,peers,peers-ray,demo,dev
 $(VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Podium needs Python 3.11 or newer; pass PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
 	$(BIN)/python -m pip install --quiet --no-deps 'bentoml==1.4.40'
 	sed -i.orig 's/certifi>=2026.10.19/certifi>=2026.10.18/' $(VENV)/lib/python*/site-packages/bentoml-*.dist-info/METADATA
-	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@

@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     peers_.add_argument("--precision", default="auto", metavar="P", help="of all (default: what serving would choose)")
     peers_.add_argument("--connections", type=positive_integers, default=[1, 16], metavar="N,...", help="default: 1,16")
     peers_.add_argument("--rounds", type=positive_integer, default=3, metavar="N", help="default: 3")
-    peers_.add_argument("--seconds", type=positive, default=3.0, metavar="S", help="of each look (default: 3)")
+    peers_.add_argument("--seconds", type=positive, default=2.0, metavar="S", help="of each look (default: 2)")
     peers_.add_argument("--images", type=Path, metavar="DIR", help="JPEG or PNG files (default: examples/photographs)")
     peers_.add_argument("--out", type=Path, metavar="FILE", help="also write every round to this file")
 

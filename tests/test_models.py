@@ -362,7 +362,8 @@ def test_squeezenet_sees_100_photographs_as_torchvision_does() -> None:
         scores = torch.cat([network(normalised(image, recipe)) for image in images]).softmax(1)
     values, classes = scores.topk(5)
     assert classes.tolist() == [[c for c, _ in top] for top in expected.values()]
-    assert values.flatten().tolist() == pytest.approx([p for top in expected.values() for _, p in top], abs=2e-6)
+    # The golden values are rounded to 1e-6; a float32 sum in another order was seen to move one by 2.5e-6.
+    assert values.flatten().tolist() == pytest.approx([p for top in expected.values() for _, p in top], abs=1e-5)
 
 
 def normalised(image: np.ndarray[Any, Any], recipe: Preprocess) -> Tensor:

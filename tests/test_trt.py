@@ -742,13 +742,13 @@ def test_a_plan_built_here_answers_like_onnx_runtime(engine: Any, adapter: type[
 
     from export.to_engine import build_plan
 
-    try:
-        load_module(engine)
-        here = gpu()
-    except Failure as error:
-        pytest.skip(str(error).split(". ")[0])
+    here = gpu()
     if here is None:
         pytest.skip("no NVIDIA GPU with a driver is here")
+    try:
+        load_module(engine)
+    except Failure as error:
+        pytest.skip(str(error).split(". ")[0])
     if engine == "tensorrt-rtx" and here.compute_capability not in RTX_CAPABILITIES:
         pytest.skip(f"tensorrt-rtx does not run on {here.name}")
     graph, plan = tiny_onnx(tmp_path / "tiny.onnx"), tmp_path / "tiny.plan"

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="untyped-decorator, misc, attr-defined"
+# mypy: disable-error-code="untyped-decorator, misc, attr-defined, no-untyped-call"
 """Ray Serve: a deployment behind FastAPI that gathers batches with `serve.batch` (docs.ray.io/en/latest/serve)."""
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import ray
 from PIL import Image
 from ray import serve
 from starlette.requests import Request
@@ -33,6 +34,8 @@ class Classifier:
 if __name__ == "__main__":
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # Its own ports, too, on this machine alone.
+    ray.init(_node_ip_address="127.0.0.1", include_dashboard=False)
     serve.start(http_options={"host": "127.0.0.1", "port": work.job()["port"]})
     serve.run(Classifier.bind(), route_prefix="/classify")
     stop.wait()
