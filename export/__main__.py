@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from export.quantize import Calibrated, Recipe
     from models.preprocess import Label
     from models.weights import Network
-    from serving.runtime import Artifact
+    from serving.runtime import Artifact, Runtime
 
 PRECISIONS = ("fp32", "int8", "fp16")
 CPU_ENGINES = ("onnxruntime", "openvino")
@@ -265,7 +265,7 @@ class Images:
         self.judges = _spread(judges, JUDGES)
         self.truth: dict[Path, int] = {}
         source = options.images or self.folder
-        if source is not None and _has_labels(source):
+        if source is not None and (source / "labels.json").is_file():
             self.truth = dict(labelled(source, network.labels))
 
     def fingerprint(self) -> list[tuple[str, int]]:
@@ -298,10 +298,6 @@ JUDGES = 128  # photographs at most: enough to tell 99 % from 97 %, and seconds 
 def _spread(items: list[Path], count: int) -> list[Path]:
     """At most `count` of `items`, evenly spread, so that a folder sorted by class gives some of each."""
     return [items[i * len(items) // count] for i in range(count)] if len(items) > count else items
-
-
-def _has_labels(folder: Path) -> bool:
-    return (folder / "labels.json").is_file()
 
 
 class Work:
@@ -373,23 +369,28 @@ class Work:
         for recipe in RECIPES.values():
             engines = self._asked(e for e in recipe.engines if e in CPU_ENGINES)
             if self.everything or set(recipe.engines) & set(self.engines):
-                extra = self._quantize(calibrated, recipe, engines)
-                extra["calibration"] = calibration_record(self.images.folder, len(images))
-                self.keep(
-                    self.folder / recipe.file, "int8", engines, {"file": fp32.name, "sha256": sha256(fp32)}, extra
-                )
+                verdicts, left = self._quantize(calibrated, recipe, engines)
+                extra = {"float_layers": left, "calibration": calibration_record(self.images.folder, len(images))}
+                parent = {"file": fp32.name, "sha256": sha256(fp32)}
+                self.keep(self.folder / recipe.file, "int8", engines, parent, extra, verdicts)
 
-    def _quantize(self, calibrated: Calibrated, recipe: Recipe, engines: tuple[str, ...]) -> dict[str, Any]:
-        """Quantize all of it, or all but the fewest groups of layers without which the gate passes."""
+    def _quantize(
+        self, calibrated: Calibrated, recipe: Recipe, engines: tuple[str, ...]
+    ) -> tuple[dict[str, Verdict], list[str]]:
+        """Quantize all of it, or all but the fewest groups of layers without which the gate passes.
+
+        Gives the verdicts that passed, and the layers left in float.
+        """
         from export import parity
         from export.quantize import groups_of
         from models.console import progress
 
         path, layers = self.folder / recipe.file, calibrated.layers()
         calibrated.quantize(path, recipe)
-        first = parity.worst(self.judge(path, "int8", engines).values())
+        verdicts = self.judge(path, "int8", engines)
+        first = parity.worst(verdicts.values())
         if first.passed:
-            return {"float_layers": []}
+            return verdicts, []
         groups, harm = groups_of(list(layers)), []
         for group in progress(groups, f"which layers of {self.network.name} suffer"):
             calibrated.quantize(path, recipe, [layer for layer in layers if layer not in group])
@@ -398,8 +399,9 @@ class Work:
         for count in range(1, len(groups) // 2 + 1):
             left = [layer for i in ranked[:count] for layer in groups[i]]
             calibrated.quantize(path, recipe, left)
-            if parity.worst(self.judge(path, "int8", engines).values()).passed:
-                return {"float_layers": [layers[layer] for layer in left]}
+            verdicts = self.judge(path, "int8", engines)
+            if parity.worst(verdicts.values()).passed:
+                return verdicts, [layers[layer] for layer in left]
         worst = [layers[layer] for layer in groups[ranked[0]]]
         raise Failure(
             f"{self.network.name} int8 is not the same network: {'; '.join(first.failures)}; worst image: "
@@ -409,18 +411,22 @@ class Work:
 
     def judge(self, path: Path, precision: str, engines: tuple[str, ...]) -> dict[str, Verdict]:
         """`path` against the original in each of `engines`; in ONNX Runtime where it is made for a GPU."""
-        from export import parity
         from serving.runtime import ENGINES, cores
 
-        verdicts = {}
-        for engine in engines or ("onnxruntime",):
-            runtime = ENGINES[engine](path, precision, cores())
-            what = f"{self.network.name} {precision} in {engine}"
-            answer = parity.scores(runtime.run, self.inputs.batch, self.sizes, what)
-            limits = parity.limits(precision, self.network.weights.kind)
-            verdicts[engine] = parity.compare(self.reference, answer, self.inputs, limits)
-            runtime.close()
-        return verdicts
+        return {
+            engine: self._compare(ENGINES[engine](path, precision, cores()), precision)
+            for engine in engines or ("onnxruntime",)
+        }
+
+    def _compare(self, runtime: Runtime, precision: str) -> Verdict:
+        """The answers of `runtime`, which is closed after, against the original's."""
+        from export import parity
+
+        what = f"{self.network.name} {precision} in {runtime.engine}"
+        answer = parity.scores(runtime.run, self.inputs.batch, self.sizes, what)
+        runtime.close()
+        limits = parity.limits(precision, self.network.weights.kind)
+        return parity.compare(self.reference, answer, self.inputs, limits)
 
     def keep(
         self,
@@ -429,13 +435,17 @@ class Work:
         engines: tuple[str, ...],
         parent: dict[str, Any],
         extra: dict[str, Any] | None = None,
+        verdicts: dict[str, Verdict] | None = None,
     ) -> None:
-        """Record `path` for the manifest, or raise `Failure` where it is not the same network."""
+        """Record `path` for the manifest, or raise `Failure` where it is not the same network.
+
+        `verdicts` are those of `judge` where it was asked already.
+        """
         from export import parity
         from export.to_onnx import OPSET
         from serving.runtime import sha256
 
-        verdicts = self.judge(path, precision, engines)
+        verdicts = verdicts or self.judge(path, precision, engines)
         for engine, verdict in verdicts.items():
             self._demand(verdict, precision, engine)
         self.records[path.name] = {
@@ -453,7 +463,6 @@ class Work:
 
     def plans(self, precisions: tuple[str, ...], workspace_mb: int, optimization_level: int) -> None:
         """A TensorRT plan for every such engine and precision asked for, judged where there is a GPU to run it."""
-        from export import parity
         from export.to_engine import buckets_up_to, build_plan, plan_name
         from models.weights import cache
         from serving.runtime import ENGINES, available, sha256
@@ -479,12 +488,7 @@ class Work:
                     "reason": "no GPU here; its ONNX file passed",
                 }
                 if engine in available():
-                    runtime = ENGINES[engine](path, precision, 1, made.record())
-                    what = f"{self.network.name} {precision} in {engine}"
-                    answer = parity.scores(runtime.run, self.inputs.batch, self.sizes, what)
-                    runtime.close()
-                    limits = parity.limits(precision, self.network.weights.kind)
-                    judged = parity.compare(self.reference, answer, self.inputs, limits)
+                    judged = self._compare(ENGINES[engine](path, precision, 1, made.record()), precision)
                     self._demand(judged, precision, engine)
                     verdict = judged.record()
                 self.records[path.name] = {

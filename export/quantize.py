@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,7 +244,3 @@ def calibration_record(folder: Path | None, images: int) -> dict[str, Any]:
         "images": images,
         "method": "minmax",
     }
-
-
-def temporary() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="podium-int8-")
