@@ -180,9 +180,8 @@ def search(
     def trial(rate: float, seed: int) -> Rung:
         made[rate] = item = drive(url, Scenario(rate=rate, seed=seed), bodies, duration, model, slo_ms)
         progress()
-        # A request that failed did not meet the bound either; where none was due, none missed it.
-        within = 1.0 if item["within_slo"] is None else item["within_slo"]
-        return Rung(rate, within, (item["latency_ms"] or {}).get("p99"))
+        # A request that failed did not meet the bound either, and a rate too low for any request shows nothing.
+        return Rung(rate, item["within_slo"] or 0.0, (item["latency_ms"] or {}).get("p99"))
 
     rate, rungs = highest(trial, full["throughput_img_s"])
     tried = [[rung.rate, rung.within, rung.p99_ms] for rung in rungs]

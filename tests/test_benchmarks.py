@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -454,21 +454,25 @@ def service(statuses: Sequence[int]) -> Iterator[tuple[str, list[str]]]:
     seen: list[str] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await reader.readline():
-            length = 0
-            while (header := (await reader.readline()).strip()) != b"":
-                if header.lower().startswith(b"content-length:"):
-                    length = int(header.split(b":")[1])
-            await reader.readexactly(length)
-            status = statuses[len(seen) % len(statuses)]
-            seen.append(line.decode())
-            body = json.dumps(CLASSIFICATION if status == 200 else {"error": {"code": "x", "message": "y"}}).encode()
-            writer.write(
-                b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
-                + body
-            )
-            await writer.drain()
-        writer.close()
+        try:
+            while line := await reader.readline():
+                length = 0
+                while (header := (await reader.readline()).strip()) != b"":
+                    if header.lower().startswith(b"content-length:"):
+                        length = int(header.split(b":")[1])
+                await reader.readexactly(length)
+                status = statuses[len(seen) % len(statuses)]
+                seen.append(line.decode())
+                body = CLASSIFICATION if status == 200 else {"error": {"code": "x", "message": "y"}}
+                text = json.dumps(body).encode()
+                head = b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+                writer.write(head % (status, len(text)) + text)
+                await writer.drain()
+        finally:
+            # Cancelled at the end too: no socket outlives the loop.
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
     loop, ready = asyncio.new_event_loop(), threading.Event()
     server: list[asyncio.Server] = []
