@@ -34,7 +34,7 @@ clean:
 # BentoML 1.4.40 asks for certifi 2026.10.19 or newer to be rid of the four emSign roots. That version is not on the
 # registry; 2026.10.18 is, and drops those four and nothing else (tests/test_setup.py looks). pip cannot override a
 # requirement, so this one is set right in the installed package's own list before the rest is resolved.
-EXTRAS ?= cpu,export,tensorrt-rtx,bench,peers,peers-ray,demo,dev
+EXTRAS ?= cpu,export,tensorrt-rtx,bench,peers,peers-ray,bulk,demo,dev
 $(VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Podium needs Python 3.11 or newer; pass PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)

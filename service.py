@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BentoMLConfigException
 from bentoml.models import BentoModel
 
@@ -34,11 +35,19 @@ except Failure as error:
     raise BentoMLConfigException(str(error)) from None
 
 
+def tracing_wanted() -> bool:
+    """Whether the user's BentoML configuration sends traces anywhere; what nobody looks at is not made."""
+    config = BentoMLContainer.config.get()
+    services = [one for one in (config.get("services") or {}).values() if isinstance(one, dict)]
+    return any((part.get("tracing") or {}).get("exporter_type") for part in (config, *services))
+
+
 @bentoml.service(
     name="podium",
     workers=1,  # one queue, one set of weights; the engine takes the cores
     logging={"access": {"enabled": False}},  # /metrics counts what a line per request would say
-    # Our own deadline comes first and answers in the contract's form. BentoML keeps a timer for this long per request.
+    metrics={"enabled": False},  # ours say what BentoML's would, without a series for every path ever asked for
+    # Our own deadline comes first and answers in the contract's form.
     traffic={"timeout": settings.timeout + 5},
 )
 class Podium:
@@ -68,9 +77,24 @@ class Podium:
         `model` names one of GET /models, the first by default; `top_k` is how many classes to name, 5 by default.
         """
         deadline = asyncio.get_running_loop().time() + settings.timeout
-        return await serving.classify(image.read_bytes(), model, top_k, deadline=deadline)
+        return await serving.classify(serving.picture(image.read_bytes()), model, top_k, deadline=deadline)
 
 
-Podium.add_asgi_middleware(Api, serving=serving)
+class Fronted(type(Podium)):
+    """A service whose application stands behind `Api`, with all that BentoML puts around one: tracing, a timer for
+    every request, metrics. They cost more than the rest of the way through the server, and `Api` does for the requests
+    it answers what they would do.
+    """
+
+    __slots__ = ()
+
+    def to_asgi(self, is_main: bool = True) -> Any:
+        return Api(super().to_asgi(is_main), serving)
+
+
+if tracing_wanted():
+    Podium.add_asgi_middleware(Api, serving=serving)  # behind BentoML's tracing, which then sees every request
+else:
+    Podium.__class__ = Fronted
 # What `bentoml build` puts into the bento.
 Podium.models.extend(BentoModel(artifact.tag) for artifact in serving.artifacts)

@@ -161,6 +161,36 @@ def parser() -> argparse.ArgumentParser:
     plan_.add_argument("--slo-ms", type=positive, required=True, metavar="MS", help="the bound, arrival to answer")
     plan_.add_argument("--min-top1", type=positive, metavar="PCT", help="top-1 accuracy on ImageNet, at least")
 
+    replicas_ = command(
+        "replicas",
+        replicas,
+        "Put two replicas behind HAProxy, kill, restart and stop them under load, and count what is lost.",
+        "resnet50 --rate 40",
+    )
+    replicas_.add_argument("tag", metavar="TAG", help="an artifact, as `python -m export list` shows it")
+    replicas_.add_argument("--engine", default="auto", metavar="E", help="default: what serving would choose")
+    replicas_.add_argument("--precision", default="auto", metavar="P", help="default: what serving would choose")
+    replicas_.add_argument("--threads", type=natural, default=1, metavar="N", help="of each replica (default: 1)")
+    replicas_.add_argument("--rate", type=positive, default=20.0, metavar="R", help="requests per second (default: 20)")
+    replicas_.add_argument(
+        "--duration", type=positive, default=20.0, metavar="S", help="of the phase without events (default: 20)"
+    )
+    replicas_.add_argument("--pause", type=positive, default=3.0, metavar="S", help="of the slow replica (default: 3)")
+    replicas_.add_argument("--images", type=Path, metavar="DIR", help="photographs to send (default: a synthetic one)")
+    replicas_.add_argument("--out", type=Path, metavar="FILE", help="also write the records to this file")
+
+    scale_ = command(
+        "scale",
+        scale,
+        "Say what 1,000, 100,000 and 10,000,000 images a second take, by network and precision.",
+        "benchmarks/results/*.json benchmarks/results/replicas/*.json --into docs/scale.md",
+    )
+    scale_.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="files of `run` and of `replicas`")
+    scale_.add_argument("--slo-ms", type=positive, default=100.0, metavar="MS", help="bound on the p99 (default: 100)")
+    scale_.add_argument("--watts-per-replica", type=positive, metavar="W", help="as you measured them; adds a column")
+    scale_.add_argument("--price-per-hour", type=positive, metavar="P", help="of one replica; adds a column")
+    scale_.add_argument("--into", nargs="+", type=Path, metavar="PAGE", help="renew the tables of these pages instead")
+
     compare_ = command(
         "compare",
         compare,
@@ -473,6 +503,54 @@ def plan(options: argparse.Namespace) -> int:
     print(capacity.text(found, refused, options.rate, options.slo_ms))
     if not found:
         raise Failure(f"nothing measured keeps {options.slo_ms:g} ms; relax --slo-ms or --min-top1, or measure more")
+    return 0
+
+
+def replicas(options: argparse.Namespace) -> int:
+    from benchmarks import environment
+    from benchmarks import load as loads
+    from benchmarks import replicas as pair
+
+    here = environment.describe() | {"settings": "replicas"}
+    bodies = loads.photographs(options.images) if options.images else [loads.synthetic_photograph()]
+    wish = {"ENGINE": options.engine, "PRECISION": options.precision, "THREADS": str(options.threads)}
+    made = pair.measure(
+        options.tag,
+        bodies,
+        options.rate,
+        options.duration,
+        options.pause,
+        {f"PODIUM_{name}": value for name, value in wish.items()},
+        lambda phases: console.progress(phases, "two replicas"),
+    )
+    print(pair.summary(made))
+    if options.out:
+        records.write(options.out, here, made)
+        print(options.out)
+    if lost := sum(item["lost"] for item in made):
+        raise Failure(f"{lost} of {sum(item['sent'] for item in made)} requests were lost")
+    return 0
+
+
+def scale(options: argparse.Namespace) -> int:
+    from benchmarks import scale as scales
+
+    try:
+        pages = {page: page.read_text("utf-8") for page in options.into or ()}
+    except OSError as error:
+        raise Usage(f"cannot read {error.filename} ({error.strerror}); --into takes pages that are there") from error
+    made = scales.blocks(
+        documents(options),
+        options.slo_ms,
+        options.watts_per_replica,
+        options.price_per_hour,
+        lambda items: console.progress(items, "scale"),
+    )
+    for page, text in pages.items():
+        page.write_text(scales.insert(text, made), "utf-8")
+        print(page)
+    if not pages:
+        print("\n\n".join(made.values()))
     return 0
 
 

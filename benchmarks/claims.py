@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.advice import memory
 from benchmarks.records import CONFIDENCE, RESAMPLES, Record, measured
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told"
@@ -148,8 +149,8 @@ def memory_is_bent(good: Sequence[Record]) -> Claim:
         "and half the networks show the level"
     )
     curves: dict[str, tuple[Values, Values]] = {}
-    for network, items in by_network([i for i in good if i["memory_mb"]["peak_rss"] is not None]).items():
-        points = sorted({item["batch"]: item["memory_mb"]["peak_rss"] for item in items}.items())
+    for network, items in by_network([i for i in good if memory(i) is not None]).items():
+        points = sorted({item["batch"]: memory(item) for item in items}.items())
         if len(points) >= FEWEST_BATCHES:
             curves[network] = (np.array([p[0] for p in points], float), np.array([p[1] for p in points], float))
     known = [item for item in good if item["network"] in curves]

@@ -128,9 +128,29 @@ def gpus() -> list[dict[str, Any]]:
             capture_output=True, text=True, timeout=30, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
-        return []
+        return by_nvml()
     rows = (line.split(", ") for line in answer.stdout.strip().splitlines())
     return [dict(zip(asked, row, strict=False)) for row in rows]
+
+
+def by_nvml() -> list[dict[str, Any]]:
+    """The same by NVML where the driver is there without its command, as in some containers."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        boards = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [
+            {
+                "name": pynvml.nvmlDeviceGetName(board),
+                "memory.total": f"{pynvml.nvmlDeviceGetMemoryInfo(board).total >> 20} MiB",
+                "driver_version": driver,
+            }
+            for board in boards
+        ]
+    except Exception:  # without the package, the driver or a board there is none; NVML's errors are its own
+        return []
 
 
 def packages() -> dict[str, str]:

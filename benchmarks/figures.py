@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.advice import memory
 from benchmarks.claims import by_network, imagenet, smallest_batch
-from benchmarks.records import Record, measured
+from benchmarks.records import Record, measured, significant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,8 +80,11 @@ class Nothing(Exception):
 
 
 def draw(series: Sequence[Series]) -> list[Figure]:
-    """The ten figures, in the paper's order; one without data says why in its place."""
-    return [_figure(*row, series) for row in FIGURES]
+    """The ten figures, in the paper's order; one without data says why in its place. Then the roofline, if there is."""
+    drawn = [_figure(*row, series) for row in FIGURES]
+    if any(has_roofline(item) for one in series for item in one.good):
+        drawn.append(_figure(*ROOFLINE, series))
+    return drawn
 
 
 def _figure(
@@ -560,12 +564,67 @@ def _remark(axis: Axes, text: str) -> None:
     axis.text(0.03, 0.97, text, transform=axis.transAxes, va="top", fontsize=8)
 
 
+def roofline(series: Sequence[Series]) -> Canvas:
+    """Operations a second against operations per byte: the device's roof, and every network under it, batch by batch.
+
+    More images share one reading of the weights, so that a network moves to the right as its batch grows.
+    """
+    kept = [(one.label, [item for item in one.good if has_roofline(item)]) for one in series]
+    kept = [(label, items) for label, items in kept if items]
+    if not kept:
+        raise Nothing("No record holds a roofline.")
+    # The whole width for every panel: networks lie close together under a roof.
+    canvas, axes = _grid(len(kept), 1.2 * PANEL, 1)
+    every = [item["roofline"] for _, items in kept for item in items]
+    most = max(one["matrix_gop_s"] for one in every)
+    unit, name = (1e3, "10¹²") if most >= 1e4 else (1.0, "10⁹")
+    rates = [operations(item) / unit for _, items in kept for item in items]
+    for axis, (label, items) in zip(axes, kept, strict=True):
+        axis.set_title(label)
+        axis.set(xscale="log", yscale="log")
+        _widen(axis, "x", [one["operations_per_byte"] for one in every])
+        low, high = axis.get_xlim()
+        ends = []
+        for group in by_network(items).values():
+            ordered = sorted(group, key=lambda item: int(item["batch"]))
+            colour, _ = look(ordered[0])
+            points = [(i["roofline"]["operations_per_byte"], operations(i) / unit) for i in ordered]
+            axis.plot([p[0] for p in points], [p[1] for p in points], color=colour, linewidth=0.9, alpha=0.6, zorder=2)
+            for item, point in zip(ordered, points, strict=True):
+                dot(axis, item, *point, markersize=6 if item is ordered[-1] else 3)
+            ends.append((*points[-1], f"{shown(ordered[-1])} ({ordered[-1]['batch']})", 3.5))
+        peak_rate, copied = items[0]["roofline"]["matrix_gop_s"], items[0]["roofline"]["copy_gb_s"]
+        ridge = peak_rate / copied
+        corners = [low, *([ridge] if low < ridge < high else []), high]
+        axis.plot(corners, [min(peak_rate, copied * x) / unit for x in corners], color=INK, linewidth=1.6, zorder=1)
+        _widen(axis, "y", [*rates, most / unit])
+        _plain_numbers(axis)
+        _remark(
+            axis,
+            f"roof: {significant(copied)} GB/s copied, {significant(peak_rate / unit)} x {name} operations/s in "
+            f"{items[0]['precision']} matrices, both measured",
+        )
+        axis.set_xlabel("operations per byte of traffic")
+        axis.set_ylabel(f"operations per second ({name})")
+        label_points(axis, ends)
+    return canvas
+
+
+def has_roofline(item: Record) -> bool:
+    return bool(item.get("roofline"))
+
+
+def operations(item: Record) -> float:
+    """10⁹ operations per second that the network did."""
+    return float(item["roofline"]["img_s"]) * float(item["roofline"]["operations"]) / 1e9
+
+
 def has_power(item: Record) -> bool:
     return item["power"]["net_w"] is not None
 
 
 def has_memory(item: Record) -> bool:
-    return item["memory_mb"]["peak_rss"] is not None
+    return memory(item) is not None
 
 
 def net_watts(item: Record) -> float:
@@ -581,7 +640,7 @@ def giga_macs(item: Record) -> float:
 
 
 def peak(item: Record) -> float:
-    return float(item["memory_mb"]["peak_rss"])
+    return memory(item) or 0.0
 
 
 def power_spread(item: Record) -> tuple[float, float]:
@@ -634,4 +693,12 @@ FIGURES: tuple[tuple[str, str, str, Callable[[Sequence[Series]], Canvas]], ...] 
         accuracy_by_throughput,
     ),
     ("10-information-density", "Accuracy per parameter", "How much accuracy a parameter carries.", information_density),
+)
+
+# Drawn where records hold it (`benchmarks/gpu.sh` writes it); the paper has none.
+ROOFLINE = (
+    "11-roofline",
+    "Roofline",
+    "What the device allows, and how near each network comes; in brackets the batch, smaller marks are smaller ones.",
+    roofline,
 )

@@ -2,12 +2,16 @@
 
 Two counters are read: NVIDIA's board energy (NVML, millijoules, for what runs on the GPU) and Intel's and AMD's
 package energy (RAPL through powercap, microjoules, for what runs on the CPU). Both count the whole device, other
-tenants included. The paper read a current probe in front of the board (Canziani et al., arXiv 1605.07678, section 2).
+tenants included. A board without the counter, as before Volta, has its power read many times a second and summed, and
+the record's source says so. The paper read a current probe in front of the board (Canziani et al., arXiv 1605.07678,
+section 2).
 """
 
 from __future__ import annotations
 
+import os
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +22,16 @@ from benchmarks.records import Record, nothing_measured
 POWERCAP = Path("/sys/class/powercap")
 
 # Engines whose work is done by the GPU; the work of all others shows in the CPU's counter.
-ON_GPU = frozenset({"tensorrt", "tensorrt-rtx"})
+ON_GPU = frozenset({"onnxruntime-cuda", "tensorrt", "tensorrt-rtx", "torch-cuda", "torch.compile-cuda"})
 
 # NVML's counter steps about every 100 ms: in five seconds one step more or less is 2 %.
 SHORTEST_WINDOW_S = 5.0
 
 # A counter that stands still for this long is not connected, as in most virtual machines.
 ALIVE_S = 1.0
+
+# Where power is sampled: the sensor of recent boards gives a new reading every 25 to 100 ms.
+SAMPLE_S = 0.02
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], None]
@@ -34,6 +41,10 @@ class SensorError(Exception):
     """There is no such sensor, or it cannot be read; the message is the `reason` of the records."""
 
 
+class NoCounter(SensorError):
+    """The board is there and counts no energy."""
+
+
 class Sensor(Protocol):
     source: str
 
@@ -41,7 +52,9 @@ class Sensor(Protocol):
         """Energy since the sensor was opened; the device's work is finished before this is called."""
         ...
 
-    def details(self) -> dict[str, Any]: ...
+    def details(self) -> dict[str, Any]:
+        """The conditions at this moment; asked for in the middle of the last window, while the device works."""
+        ...
 
 
 class Rapl:
@@ -86,12 +99,30 @@ class Rapl:
         return {"domains": [_text(folder / "name") for folder in self._counters]}
 
 
+# Why a board runs below its clocks: the bits of `nvmlDeviceGetCurrentClocksEventReasons`, less those that say that it
+# is idle or that its owner wants it so.
+LIMITS = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "software thermal",
+    0x40: "hardware thermal",
+    0x80: "power brake",
+}
+
+
 class Nvml:
-    """The board energy of one NVIDIA GPU, `nvmlDeviceGetTotalEnergyConsumption` (Volta and later)."""
+    """The board energy of one NVIDIA GPU, `nvmlDeviceGetTotalEnergyConsumption` (Volta and later).
+
+    It is the GPU that CUDA shows first, so with several boards the environment variable CUDA_DEVICE_ORDER should be
+    PCI_BUS_ID, in which NVML counts them. `others` are the processes that were on the board when it was opened.
+    """
 
     source = "nvml"
+    _first: int  # millijoules
+    _last: int
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self) -> None:
         try:
             import pynvml
         except ImportError as error:
@@ -99,36 +130,144 @@ class Nvml:
         self._nvml = pynvml
         try:
             pynvml.nvmlInit()
-            self._device = pynvml.nvmlDeviceGetHandleByIndex(index)
-            self._first = int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._device))
+            self._device = self._visible()
         except pynvml.NVMLError as error:
-            raise SensorError(f"NVML gives no energy counter: {error}") from error
+            raise SensorError(f"NVML shows no GPU: {error}") from error
+        self.others = self._processes()
+        self._begin()
 
     def joules(self) -> float:
         try:
-            return (int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._device)) - self._first) / 1e3
+            now = self._counter()
         except self._nvml.NVMLError as error:
             raise SensorError(f"NVML stopped answering: {error}") from error
+        if now < self._last:
+            raise SensorError("NVML's energy counter began anew: the driver was loaded again while it was read")
+        self._last = now
+        return (now - self._first) / 1e3
 
     def details(self) -> dict[str, Any]:
-        """Temperature in degrees Celsius and the SM clock in MHz, now; null where the board does not say."""
-        asked: dict[str, Callable[[Any, Any], Any]] = {
-            "temperature_c": lambda n, d: n.nvmlDeviceGetTemperature(d, n.NVML_TEMPERATURE_GPU),
-            "sm_clock_mhz": lambda n, d: n.nvmlDeviceGetClockInfo(d, n.NVML_CLOCK_SM),
+        """Clocks in MHz, temperature in degrees Celsius, watts; null where the board or its driver does not say.
+
+        `instant_w` is one reading without the second that `nvmlDeviceGetPowerUsage` averages over on recent boards: it
+        should lie near the mean, or the counter is not to be trusted.
+        """
+        n, d = self._nvml, self._device
+        asked: dict[str, Callable[[], Any]] = {
+            "board": lambda: n.nvmlDeviceGetName(d),
+            "driver": lambda: n.nvmlSystemGetDriverVersion(),
+            "temperature_c": lambda: int(n.nvmlDeviceGetTemperature(d, n.NVML_TEMPERATURE_GPU)),
+            "sm_clock_mhz": lambda: int(n.nvmlDeviceGetClockInfo(d, n.NVML_CLOCK_SM)),
+            "memory_clock_mhz": lambda: int(n.nvmlDeviceGetClockInfo(d, n.NVML_CLOCK_MEM)),
+            "most_sm_clock_mhz": lambda: int(n.nvmlDeviceGetMaxClockInfo(d, n.NVML_CLOCK_SM)),
+            "power_limit_w": lambda: n.nvmlDeviceGetEnforcedPowerLimit(d) / 1e3,
+            "instant_w": self._instant,
+            "limited_by": lambda: limits(n.nvmlDeviceGetCurrentClocksEventReasons(d)),
+            "mig": lambda: bool(n.nvmlDeviceGetMigMode(d)[0]),
         }
         found: dict[str, Any] = {}
         for name, ask in asked.items():
             try:
-                found[name] = int(ask(self._nvml, self._device))
-            except self._nvml.NVMLError:
+                found[name] = ask()
+            except (self._nvml.NVMLError, AttributeError):  # the board does not know, or an older package does not ask
                 found[name] = None
-        return found
+        return found | {"other_processes": self.others}
+
+    def _visible(self) -> Any:
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+        if first and not first.isdigit():
+            return self._nvml.nvmlDeviceGetHandleByUUID(first)
+        return self._nvml.nvmlDeviceGetHandleByIndex(int(first or 0))
+
+    def _begin(self) -> None:
+        try:
+            self._first = self._last = self._counter()
+        except self._nvml.NVMLError as error:
+            raise NoCounter(f"NVML gives no energy counter: {error}") from error
+
+    def _counter(self) -> int:
+        return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._device))
+
+    def _instant(self) -> float | None:
+        [value] = self._nvml.nvmlDeviceGetFieldValues(self._device, [self._nvml.NVML_FI_DEV_POWER_INSTANT])
+        return None if value.nvmlReturn else value.value.uiVal / 1e3
+
+    def _processes(self) -> dict[str, Any] | None:
+        """How many other processes compute on the board, and the MB they hold; None where it does not tell.
+
+        Their names stay theirs. Inside a container their numbers may be unknown, and then a process of ours that was
+        there before counts too.
+        """
+        try:
+            found = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._device)
+        except (self._nvml.NVMLError, AttributeError):
+            return None
+        others = [process for process in found if process.pid != os.getpid()]
+        return {"count": len(others), "memory_mb": sum((process.usedGpuMemory or 0) for process in others) / 1e6}
+
+
+class NvmlSampled(Nvml):
+    """The same board where it counts no energy: its power, read every `SAMPLE_S` by a thread and summed over time."""
+
+    source = "nvml, sampled power"
+
+    def __init__(self, clock: Clock = time.perf_counter, period_s: float | None = SAMPLE_S) -> None:
+        """`period_s` None leaves the readings to the calls of `joules`."""
+        self._clock, self._period = clock, period_s
+        super().__init__()
+
+    def joules(self) -> float:
+        self._sample()
+        if self._broken:
+            raise SensorError(f"NVML stopped answering: {self._broken}")
+        return self._energy
+
+    def close(self) -> None:
+        self._over.set()
+
+    def _begin(self) -> None:
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._energy, self._broken = 0.0, ""
+        try:
+            self._watts, self._at = self._power(), self._clock()
+        except self._nvml.NVMLError as error:
+            raise SensorError(f"NVML gives neither an energy counter nor power: {error}") from error
+        if self._period is not None:
+            threading.Thread(target=self._watch, args=(self._period,), daemon=True).start()
+
+    def _watch(self, period: float) -> None:
+        while not self._over.wait(period) and not self._broken:
+            self._sample()
+
+    def _sample(self) -> None:
+        with self._lock:
+            try:
+                watts, at = self._power(), self._clock()
+            except self._nvml.NVMLError as error:
+                self._broken = str(error)
+                return
+            self._energy += (watts + self._watts) / 2 * (at - self._at)
+            self._watts, self._at = watts, at
+
+    def _power(self) -> float:
+        return float(self._nvml.nvmlDeviceGetPowerUsage(self._device)) / 1e3
+
+
+def limits(reasons: int) -> list[str]:
+    return [name for bit, name in LIMITS.items() if reasons & bit]
+
+
+def of_gpu() -> Nvml:
+    """The board's counter, or its sampled power where it has none; `SensorError` where it tells neither."""
+    try:
+        return Nvml()
+    except NoCounter:
+        return NvmlSampled()
 
 
 def sensor_for(engine: str, sleep: Sleep = time.sleep) -> Sensor:
     """The counter in which the work of `engine` shows, seen to move; `SensorError` says why there is none."""
-    sensor: Sensor = Nvml() if engine in ON_GPU else Rapl()
-    return alive(sensor, sleep)
+    return alive(of_gpu() if engine in ON_GPU else Rapl(), sleep)
 
 
 def alive(sensor: Sensor, sleep: Sleep = time.sleep) -> Sensor:
@@ -140,6 +279,13 @@ def alive(sensor: Sensor, sleep: Sleep = time.sleep) -> Sensor:
     return sensor
 
 
+def idle(sensor: Sensor, seconds: float, clock: Clock = time.perf_counter, sleep: Sleep = time.sleep) -> float:
+    """Mean watts over `seconds` without work."""
+    before, began = sensor.joules(), clock()
+    sleep(seconds)
+    return (sensor.joules() - before) / (clock() - began)
+
+
 def measure(
     sensor: Sensor,
     load: Callable[[], Callable[[], object]],
@@ -148,25 +294,31 @@ def measure(
     idle_s: float,
     window_s: float,
     trials: int,
+    idle_w: float | None = None,
     clock: Clock = time.perf_counter,
     sleep: Sleep = time.sleep,
 ) -> Record:
     """The `power` of a record: idle first, then `load()` gives the call to repeat, for `trials` windows.
 
-    Watts are of the whole device; net is gross minus idle, as in the paper's figure 4. `window_s` is the mean length
-    of the windows as they were, `trials` how many there were, and `std_w` how far their means lie apart.
+    Watts are of the whole device; net is gross minus idle, as in the paper's figure 4. `idle_w` is given where idle was
+    measured before, when nothing was loaded yet; else `idle_s` seconds of it are. `window_s` is the mean length of the
+    windows as they were, `trials` how many there were, `trial_w` the mean of each and `std_w` how far they lie apart.
     """
-    before, began = sensor.joules(), clock()
-    sleep(idle_s)
-    idle = (sensor.joules() - before) / (clock() - began)
+    if idle_w is None:
+        idle_w = idle(sensor, idle_s, clock, sleep)
 
     call = load()
     windows: list[tuple[float, float, int]] = []
-    for _ in range(trials):
+    conditions: dict[str, Any] | None = None
+    length = max(window_s, SHORTEST_WINDOW_S)
+    for trial in range(trials):
         calls, before, began = 0, sensor.joules(), clock()
-        while clock() - began < max(window_s, SHORTEST_WINDOW_S):
+        while (passed := clock() - began) < length:
             call()
             calls += 1
+            # Between two calls of the last window: a few milliseconds, and the device is still as it works.
+            if conditions is None and trial == trials - 1 and passed >= length / 2:
+                conditions = sensor.details()
         joules, seconds = sensor.joules() - before, clock() - began
         windows.append((joules, seconds, calls * batch))
     watts = [joules / seconds for joules, seconds, _ in windows]
@@ -175,15 +327,16 @@ def measure(
     return nothing_measured("") | {
         "source": sensor.source,
         "reason": None,
-        "idle_w": idle,
+        "idle_w": idle_w,
         "mean_w": mean,
-        "net_w": mean - idle,
+        "net_w": mean - idle_w,
         "std_w": statistics.stdev(watts) if len(watts) > 1 else None,
+        "trial_w": watts,
         "joules_per_image": mean * seconds / images,
-        "net_joules_per_image": (mean - idle) * seconds / images,
+        "net_joules_per_image": (mean - idle_w) * seconds / images,
         "window_s": seconds / len(windows),
         "trials": len(windows),
-        **sensor.details(),
+        **(sensor.details() if conditions is None else conditions),
     }
 
 

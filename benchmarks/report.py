@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import claims, environment
+from benchmarks.advice import memory
 from benchmarks.claims import by_network, smallest_batch
-from benchmarks.figures import UNTRAINED, Figure, Series, draw, shown
+from benchmarks.figures import UNTRAINED, Figure, Series, draw, has_roofline, shown
 from benchmarks.records import Record, measured, significant
 from models.console import Failure
 
@@ -25,7 +26,11 @@ PAGE, MARKDOWN, CSV, FIGURES = "report.html", "report.md", "records.csv", "figur
 # From how many calls a 99th percentile is one: below, it is the slowest call or the one after it.
 FEWEST_FOR_P99 = 100
 
-NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+NAMES = {
+    "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX",
+    "onnxruntime-cuda": "ONNX Runtime CUDA", "torch": "PyTorch", "torch.compile": "torch.compile",
+    "torch-cuda": "PyTorch CUDA", "torch.compile-cuda": "torch.compile CUDA",
+}  # fmt: skip
 
 HOW = (
     "A latency is one call of the engine: a batch of uint8 pixels in memory to probabilities in memory, one call after "
@@ -38,6 +43,16 @@ HOW = (
     "Accuracy is top-1 on ImageNet as its source column says. It is the network's, not the file's: what a precision "
     "costs is in the export's parity record.",
     "A dash means: not measured. It never means zero.",
+)
+
+# What a reader must know beside that where a network ran on a GPU, or `benchmarks/gpu.sh` measured it.
+HOW_GPU = (
+    "Memory of a network on a GPU is what it adds to the GPU's memory in use, weights and scratch memory included and "
+    "the libraries' own context not."
+)
+HOW_SCRIPT = (
+    "was measured by benchmarks/gpu.sh: one process serves all cells of a network, each in an engine opened anew; an "
+    "engine whose answers are not those of float32 on the CPU, by the exporter's thresholds, is not timed"
 )
 
 COLUMNS = (
@@ -140,7 +155,7 @@ def cells(one: Series, item: Record, best: Record) -> tuple[str, ...]:
         f"{latency['count']:,}",
         f"{significant(best['throughput_img_s'])} at batch {best['batch']}",
         significant(best["cpu_seconds_per_image"] * 1e3),
-        significant(item["memory_mb"]["peak_rss"]),
+        significant(memory(item)),
         significant(best["power"]["net_joules_per_image"]),
     )
 
@@ -244,7 +259,12 @@ def claim_table(series: Sequence[Series]) -> list[tuple[str, ...]]:
 def how(documents: Sequence[Document]) -> list[str]:
     """How it was measured, and what may have disturbed it."""
     warnings = [(name, environment.busy(document["environment"])) for name, document in documents]
-    return [*HOW, *(f"In {name}, {warning}." for name, warning in warnings if warning)]
+    found = [*HOW, *(f"In {name}, {warning}." for name, warning in warnings if warning)]
+    items = [(name, document, item) for name, document in documents for item in document["records"] if measured(item)]
+    found += [HOW_GPU] * any(item["memory_mb"]["peak_gpu"] is not None for *_, item in items)
+    found += [f"{name} {HOW_SCRIPT}." for name in dict.fromkeys(name for name, _, item in items if item.get("parity"))]
+    modes = dict.fromkeys((name, document["environment"].get("mode")) for name, document in documents)
+    return [*found, *(f"{name}: {mode}." for name, mode in modes if mode)]
 
 
 def environment_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
@@ -252,7 +272,8 @@ def environment_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for name, value in document["environment"].items():
         if isinstance(value, dict):
-            text = ", ".join(f"{key} {'no limit' if item is None else item}" for key, item in value.items())
+            missing = "no limit" if name == "limits" else "not known"
+            text = ", ".join(f"{key} {missing if item is None else plain(item)}" for key, item in value.items())
         elif isinstance(value, list):
             text = ", ".join(
                 " ".join(map(str, item.values())) if isinstance(item, dict) else str(item) for item in value
@@ -263,9 +284,16 @@ def environment_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def plain(value: Any) -> str:
+    """A value inside a block of the environment: numbers of a measurement without the digits that mean nothing."""
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {plain(item)}" for key, item in value.items()) + ")"
+    return f"{value:,.4g}" if isinstance(value, float) and value > 100 else str(value)
+
+
 def title(documents: Sequence[Document]) -> str:
     machines = dict.fromkeys(document["environment"]["cpu"] for _, document in documents)
-    gpus = dict.fromkeys(gpu["name"] for _, document in documents for gpu in document["environment"].get("gpus") or ())
+    gpus = dict.fromkeys(gpu["name"] for _, document in documents for gpu in gpus_of(document["environment"]))
     return f"Time and power on {', '.join([*gpus, *machines])}"
 
 
@@ -274,15 +302,95 @@ def lead(documents: Sequence[Document], series: Sequence[Series]) -> str:
     good = [item for one in series for item in one.good]
     machines = {document["environment"]["cpu"]: document["environment"] for _, document in documents}
     where = "; ".join(
-        f"{cpu}, {env['cores']} cores, {significant((env.get('memory_mb') or 0) / 1000)} GB"
+        ", ".join(gpu["name"] for gpu in gpus_of(env)) + (" beside " if gpus_of(env) else "")
+        + f"{cpu}, {env['cores']} cores, {significant((env.get('memory_mb') or 0) / 1000)} GB"
         for cpu, env in machines.items()
-    )
+    )  # fmt: skip
     dates = sorted({document["environment"]["date"][:10] for _, document in documents})
     calls = sum(item["latency_ms"]["count"] for item in good)
     return (
         f"{len(by_network(good))} networks in {len(series)} combination{'s' * (len(series) != 1)} of engine and "
         f"precision, {len(good)} measurements of {calls:,} timed calls, on {where}; {' and '.join(dates)}."
     )
+
+
+def together(documents: Sequence[Document]) -> tuple[list[tuple[str, str]], list[tuple[str, ...]]]:
+    """Headings and rows of the machines side by side, one row a network; no rows where there is only one machine.
+
+    Of each machine the best throughput with what gave it, and the fastest single image (or smallest batch measured).
+    """
+    found: dict[str, dict[str, list[Record]]] = {}
+    for _, document in documents:
+        items = [item for item in document["records"] if measured(item) and not item.get("scenario")]
+        groups = found.setdefault(device(document["environment"]), {})
+        for network, group in by_network(items).items():
+            groups.setdefault(network, []).extend(group)
+    machines = {machine: groups for machine, groups in found.items() if groups}
+    if len(machines) < 2:
+        return [], []
+    header = [("network", "")]
+    for machine in machines:
+        header += [(f"{machine}, best", "img/s"), ("with", ""), ("one image", "ms")]
+    rows = []
+    for network in dict.fromkeys(name for groups in machines.values() for name in groups):
+        row = [network]
+        for groups in machines.values():
+            group = groups.get(network, [])
+            best = max(group, key=lambda item: float(item["throughput_img_s"]), default=None)
+            if best is None:
+                row += ["–"] * 3  # noqa: RUF001
+                continue
+            least = min(int(item["batch"]) for item in group)
+            quick = min((i for i in group if i["batch"] == least), key=lambda item: float(item["latency_ms"]["p50"]))
+            mark = UNTRAINED if best["weights"] == "untrained" else ""
+            row += [
+                significant(best["throughput_img_s"]) + mark,
+                f"{NAMES.get(best['engine'], best['engine'])} {best['precision']}, batch {best['batch']}",
+                significant(quick["latency_ms"]["p50"]) + (f" at batch {least}" if least > 1 else ""),
+            ]
+        rows.append(tuple(row))
+    return header, rows
+
+
+def device(env: dict[str, Any]) -> str:
+    """What the networks ran on, for a heading."""
+    gpus = gpus_of(env)
+    return str(gpus[0]["name"] if gpus else env["cpu"])
+
+
+def gpus_of(env: dict[str, Any]) -> list[dict[str, Any]]:
+    """The machine's GPUs; none where they were left out on purpose, in CPU mode."""
+    return [] if env.get("mode") else env.get("gpus") or []
+
+
+ROOFLINE_HEADINGS = (
+    ("network", ""), ("engine", ""), ("batch", ""), ("measured", "img/s"), ("timed", ""), ("attainable", "img/s"),
+    ("share", "%"), ("bound by", ""), ("operations", "per byte"),
+)  # fmt: skip
+
+ROOFLINE_IS = (
+    "What the device's measured copy bandwidth and matrix rate allow a network, whose traffic is counted as that of a "
+    "well fused one: weights read once a batch, every map written and read once. At small batches maps and weights may "
+    "stay in a cache, which the model does not know."
+)
+
+
+def roofline_table(series: Sequence[Series]) -> list[tuple[str, ...]]:
+    """The smallest and the largest batch of every network that has a roofline, nearest to it first."""
+    rows: list[tuple[str, ...]] = []
+    for one in series:
+        ends: list[Record] = []
+        for group in by_network([item for item in one.good if has_roofline(item)]).values():
+            ordered = sorted(group, key=lambda item: int(item["batch"]))
+            ends += [ordered[0], ordered[-1]][: len(ordered)]
+        for item in sorted(ends, key=lambda item: -float(item["roofline"]["share"])):
+            roof = item["roofline"]
+            rows.append((
+                shown(item), one.label, str(item["batch"]), significant(roof["img_s"]), roof["timed"],
+                significant(roof["attainable_img_s"]), f"{100 * roof['share']:.1f}", roof["bound_by"],
+                significant(roof["operations_per_byte"]),
+            ))  # fmt: skip
+    return rows
 
 
 def markdown(documents: Sequence[Document], series: Sequence[Series], figures: Sequence[Figure]) -> str:
@@ -296,8 +404,14 @@ def markdown(documents: Sequence[Document], series: Sequence[Series], figures: S
     if series:
         parts += ["## Networks", grid([f"{n} ({u})" if u else n for n, u in HEADINGS], table(series))]
         parts += ["\n".join(f"- {note}" for note in notes(series))]
+        header, rows = together(documents)
+        if rows:
+            parts += ["## Machines side by side", grid([f"{n} ({u})" if u else n for n, u in header], rows)]
         parts += ["## The paper's claims", grid(CLAIM_HEADINGS, claim_table(series)), "## Figures"]
         parts += [f"### {f.title}\n\n{f.caption}\n\n![{f.title}]({FIGURES}/{f.name}.svg)" for f in figures]
+        if rows := roofline_table(series):
+            headings = [f"{n} ({u})" if u else n for n, u in ROOFLINE_HEADINGS]
+            parts += ["## Roofline", ROOFLINE_IS, grid(headings, rows)]
     if rows := load_table(documents):
         parts += ["## Scenarios", grid(LOAD_HEADINGS, rows)]
     if failed := failures(documents):
@@ -344,6 +458,9 @@ def page(documents: Sequence[Document], series: Sequence[Series], figures: Seque
             html_table(HEADINGS, table(series), numbers_from=3, kind="networks"),
             bullets(notes(series)),
         ]
+        header, rows = together(documents)
+        if rows:
+            body += ["<h2>Machines side by side</h2>", html_table(header, rows, numbers_from=1, kind="networks")]
         body += ["<h2>The paper's claims</h2>", f'<p class="faint">{escape(CLAIMS_ARE)}</p>']
         body += [html_table([(name, "") for name in CLAIM_HEADINGS], claim_table(series), kind="claims")]
         body += ["<h2>Figures</h2>"]
@@ -352,6 +469,9 @@ def page(documents: Sequence[Document], series: Sequence[Series], figures: Seque
             f"<figcaption>{escape(f.caption)}</figcaption>{f.inline}</figure>"
             for f in figures
         ]
+        if rows := roofline_table(series):
+            body += ["<h2>Roofline</h2>", f'<p class="faint">{escape(ROOFLINE_IS)}</p>']
+            body += [html_table(ROOFLINE_HEADINGS, rows, numbers_from=2, kind="networks")]
     if rows := load_table(documents):
         body += [
             "<h2>Scenarios</h2>",

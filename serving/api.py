@@ -1,7 +1,7 @@
 """The HTTP interface: requests, responses and errors, as one piece of ASGI middleware.
 
 It answers the paths below and those of the page, and hands every other request to the application behind it, which
-keeps its `/metrics`, `/docs.json` and `/schema.json`. A request comes and goes in one pass: body read within its
+keeps its `/docs.json` and `/schema.json`. A request comes and goes in one pass: body read within its
 limits, parsed, classified, answered with one JSON document.
 """
 
@@ -11,15 +11,19 @@ import asyncio
 import hmac
 import json
 import logging
+import re
+import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import count
 from pathlib import Path
+from time import perf_counter
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import oip
@@ -37,7 +41,8 @@ from serving.errors import (
     UnknownModel,
     UnsupportedImage,
 )
-from serving.images import check_content_type
+from serving.images import Picture, check_content_type
+from serving.metrics import CONTENT_TYPE
 from serving.pages import Results, files
 
 log = logging.getLogger("bentoml.podium")
@@ -45,10 +50,12 @@ log = logging.getLogger("bentoml.podium")
 T = TypeVar("T")
 
 Header = tuple[bytes, bytes]
-Handler = Callable[[Scope, Receive, float], Awaitable["Answer | Binary"]]
+Handler = Callable[[Scope, Receive, float], Awaitable["Answer | Raw"]]
 
 # A field that is not an image is a name or a number.
 LONGEST_FIELD = 1000
+LONGEST_HEAD = 8000
+LONGEST_BOUNDARY = 200  # the standard has 70
 FIELDS = ("model", "top_k")
 
 # How long a client that is answered before it has sent all may go on, so that it reads the answer.
@@ -60,11 +67,43 @@ class ClientGone(Exception):
 
 
 @dataclass(frozen=True)
-class Binary:
-    """An answer whose tensors follow its JSON."""
+class Raw:
+    """An answer that is not JSON alone."""
 
-    json: Answer
-    raw: bytes
+    body: bytes
+    content_type: bytes
+    headers: tuple[Header, ...] = ()
+
+
+class Exchange:
+    """One request's way back: its id, echoed in the response, its status, and when it began."""
+
+    __slots__ = ("_send", "id", "started", "status")
+
+    def __init__(self, send: Send, asked: bytes) -> None:
+        self._send, self.started, self.status = send, perf_counter(), 500
+        # A client's own id goes back as it came, if it can stand in a header and in a log.
+        self.id = asked.decode("ascii") if ID.fullmatch(asked) else f"{PROCESS}-{next(NUMBER):x}"
+
+    async def send(self, message: Message) -> None:
+        """Pass on a message of another application's response."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self.id.encode())]}
+        await self._send(message)
+
+    async def reply(
+        self, status: int, body: bytes, headers: Iterable[Header] = (), content_type: bytes = b"application/json"
+    ) -> None:
+        self.status = status
+        start = [
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", self.id.encode()),
+            *headers,
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": start})
+        await self._send({"type": "http.response.body", "body": body})
 
 
 @dataclass
@@ -100,8 +139,8 @@ class Api:
 
     def __init__(self, app: ASGIApp, serving: Serving) -> None:
         self.app, self.serving = app, serving
-        token = serving.settings.token
-        self.authorization = None if token is None else b"Bearer " + token.encode()
+        wish = serving.settings
+        self.authorization, self.administration = bearer(wish.token), bearer(wish.admin_token)
         self.routes: dict[str, dict[str, Handler]] = {
             "/classify": {"POST": self.classify},
             "/classify/batch": {"POST": self.classify_batch},
@@ -109,6 +148,7 @@ class Api:
             "/models": {"GET": self.models},
             "/livez": {"GET": self.livez},
             "/readyz": {"GET": self.readyz},
+            "/metrics": {"GET": self.metrics},
             "/ui/results.json": {"GET": self.results},
             "/v2": {"GET": self.v2},
             "/v2/health/live": {"GET": self.livez},
@@ -116,71 +156,101 @@ class Api:
         }
         self.pages = files()
         self.measured = Results(Path.cwd())
-        self.open_to_all = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
+        self.open_to_all = ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"] if scope["type"] == "http" else ""
-        if (page := self.pages.get(path)) is not None and scope["method"] in ("GET", "HEAD"):
-            await page(scope, send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
             return
-        methods = self.routes.get(path)
+        exchange = Exchange(send, header(scope, b"x-request-id"))
+        endpoint = scope["path"]
+        methods = self.routes.get(endpoint)
         if methods is None:
-            prefix = next((prefix for prefix in ("/models/", "/v2/models/") if path.startswith(prefix)), None)
-            if prefix is None:
-                await self.app(scope, receive, send)
-                return
-            methods = {"GET": self.model} if prefix == "/models/" else self.v2_model(path)
+            endpoint, methods = self.route(endpoint)
+        if methods is not None:
+            await self.respond(methods, scope, receive, exchange)
+        elif (page := self.pages.get(scope["path"])) is not None and scope["method"] in ("GET", "HEAD"):
+            await page(scope, exchange.send)
+        else:
+            await self.app(scope, receive, exchange.send)
+        self.serving.metrics.responded(endpoint, exchange.status, perf_counter() - exchange.started)
+
+    def route(self, path: str) -> tuple[str, dict[str, Handler] | None]:
+        """The endpoint of `path` as the metrics call it, and its handlers by method; none where it is not ours."""
+        if path.startswith("/v2/models/"):
+            return "/v2/models", self.v2_model(path)
+        if path.startswith("/models/"):
+            return "/models/NETWORK", self.one_model(path)
+        return "/ui/" if path in self.pages else "other", None
+
+    async def respond(self, methods: dict[str, Handler], scope: Scope, receive: Receive, exchange: Exchange) -> None:
+        path = scope["path"]
         deadline = asyncio.get_running_loop().time() + self.serving.settings.timeout
         upload = Upload(receive)
         try:
             answer = await self.handle(methods, scope, upload, deadline)
         except ClientGone:
-            # The server drops it, but what counts and times requests on the way there waits for an answer.
-            await reply(send, 499, {})
+            # The server drops it, but what may stand between it and us waits for an answer.
+            await exchange.reply(GONE, b"")
         except RequestError as error:
             await upload.discard(self.serving.settings.max_body)
-            await reply(send, error.status, self.refused(error, path), headers_of(error))
+            if error.status >= 500:
+                log.warning(
+                    "%s %s answered %d %s: %s request_id=%s",
+                    scope["method"], path[:80], error.status, error.code, error, exchange.id,
+                )  # fmt: skip
+            await exchange.reply(error.status, encode(self.refused(error, path)), headers_of(error))
         except Exception:
-            log.exception("%s %s failed", scope["method"], path)
-            await reply(send, 500, self.refused(InferenceFailed(OUR_FAULT), path))
+            log.exception("%s %s failed request_id=%s", scope["method"], path[:80], exchange.id)
+            await exchange.reply(500, encode(self.refused(InferenceFailed(OUR_FAULT), path)))
         else:
             headers = [CLOSE] if self.serving.closing else []
-            said, raw = (answer.json, answer.raw) if isinstance(answer, Binary) else (answer, None)
-            await reply(send, 200, said, headers, raw)
+            if isinstance(answer, Raw):
+                await exchange.reply(200, answer.body, [*answer.headers, *headers], answer.content_type)
+            else:
+                await exchange.reply(200, encode(answer), headers)
 
-    async def handle(
-        self, methods: dict[str, Handler], scope: Scope, upload: Upload, deadline: float
-    ) -> Answer | Binary:
+    async def handle(self, methods: dict[str, Handler], scope: Scope, upload: Upload, deadline: float) -> Answer | Raw:
         """The answer of the handler for the request's method, if the request may ask for it."""
         handler = methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
         if handler is None:
             raise MethodNotAllowed(f"{scope['path'][:80]} takes {', '.join(methods)}, not {scope['method'][:20]}")
         if scope["path"] in self.open_to_all:
             return await handler(scope, upload, deadline)
+        serving = self.serving
+        serving.enter()
         try:
-            with self.serving.request():
-                self.authorize(scope)
-                return await handler(scope, upload, deadline)
+            if handler in (self.load, self.unload):
+                self.authorize(scope, self.administration, "PODIUM_ADMIN_TOKEN")
+            elif self.authorization is not None:
+                self.authorize(scope, self.authorization, "PODIUM_TOKEN")
+            return await handler(scope, upload, deadline)
         except RequestError as error:
-            self.serving.metrics.failed(error.model, error.code)
+            serving.metrics.failed(error.model, error.code)
             raise
-        except Exception as error:
-            if not isinstance(error, ClientGone):
-                self.serving.metrics.failed("unknown", InferenceFailed.code)
+        except ClientGone:
             raise
+        except Exception:
+            serving.metrics.failed("unknown", InferenceFailed.code)
+            raise
+        finally:
+            serving.leave()
 
-    def authorize(self, scope: Scope) -> None:
-        if self.authorization is None:
-            return
-        if not hmac.compare_digest(header(scope, b"authorization"), self.authorization):
-            raise Unauthorized("send the server's token as `Authorization: Bearer TOKEN`")
+    @staticmethod
+    def authorize(scope: Scope, expected: bytes | None, setting: str) -> None:
+        if expected is None:
+            raise Unauthorized(f"this is off; it takes a server that was started with {setting}, and that token")
+        if not hmac.compare_digest(header(scope, b"authorization"), expected):
+            raise Unauthorized(f"send the server's {setting} as `Authorization: Bearer TOKEN`")
 
     # What is answered
 
     async def classify(self, scope: Scope, receive: Receive, deadline: float) -> Answer:
         form = await self.read(scope, receive, deadline)
         image = one_image(form)
-        return await unless_gone(receive, self.serving.classify(image, form.model, form.top_k, deadline=deadline))
+        return await unless_gone(
+            receive, self.serving.classify(self.serving.picture(image), form.model, form.top_k, deadline=deadline)
+        )
 
     async def classify_batch(self, scope: Scope, receive: Receive, deadline: float) -> Answer:
         """Every image on its own: an answer, or its error, in the order sent."""
@@ -188,7 +258,7 @@ class Api:
         if not form.images:
             raise BadRequest("no image: send each as a field `image` of a multipart form")
         self.serving.top_k(self.serving.model(form.model), form.top_k)
-        asked = (self.one(image, form.model, form.top_k, deadline) for image in form.images)
+        asked = (self.one(self.serving.picture(image), form.model, form.top_k, deadline) for image in form.images)
         return {"results": await unless_gone(receive, gather(asked))}
 
     async def compare(self, scope: Scope, receive: Receive, deadline: float) -> Answer:
@@ -196,24 +266,49 @@ class Api:
         form = await self.read(scope, receive, deadline)
         if form.model is not None:
             raise BadRequest("compare asks every model; leave model out")
-        image, models = one_image(form), list(self.serving.models)
-        asked = (self.one(image, model, form.top_k, deadline) for model in models)
+        picture, models = self.serving.picture(one_image(form)), list(self.serving.models)
+        asked = (self.one(picture, model, form.top_k, deadline) for model in models)
         return {"results": dict(zip(models, await unless_gone(receive, gather(asked)), strict=True))}
 
-    async def one(self, image: bytes, model: str | None, top_k: int | None, deadline: float) -> Answer:
+    async def one(self, picture: Picture, model: str | None, top_k: int | None, deadline: float) -> Answer:
         """One of several results: a classification, or its error in place of it."""
         try:
-            return await self.serving.classify(image, model, top_k, deadline=deadline)
+            return await self.serving.classify(picture, model, top_k, deadline=deadline)
         except RequestError as error:
             self.serving.metrics.failed(error.model, error.code)
             return described(error)
 
     async def models(self, *_: object) -> Answer:
         loaded = list(self.serving.models.values())
-        return {"default": loaded[0].artifact.network, "models": [model.summary() for model in loaded]}
+        return {
+            "default": loaded[0].artifact.network if loaded else None,
+            "models": [model.summary() for model in loaded],
+        }
+
+    def one_model(self, path: str) -> dict[str, Handler]:
+        """The handlers of /models/NETWORK[/load | /unload]."""
+        _, _, action = path.removeprefix("/models/").partition("/")
+        if not action:
+            return {"GET": self.model}
+        actions: dict[str, Handler] = {"load": self.load, "unload": self.unload}
+        return {"POST": actions.get(action, self.no_such_path)}
 
     async def model(self, scope: Scope, *_: object) -> Answer:
         return self.serving.model(scope["path"].removeprefix("/models/")).details()
+
+    async def no_such_path(self, *_: object) -> Answer:
+        raise UnknownModel("no such path; there are /models/NETWORK, and /load and /unload below it")
+
+    async def load(self, scope: Scope, *_: object) -> Answer:
+        """Serve a network's newest version, or the one that `version` names, in place of the one that is loaded."""
+        wanted = dict(query(scope["query_string"]))
+        version = wanted.pop("version", "latest")
+        if wanted:
+            raise BadRequest(f"{next(iter(wanted))[:80]!r} is no parameter of load; there is version")
+        return (await self.serving.load(scope["path"].split("/")[2], version)).summary()
+
+    async def unload(self, scope: Scope, *_: object) -> Answer:
+        return {"unloaded": (await self.serving.unload(scope["path"].split("/")[2])).artifact.tag}
 
     async def results(self, *_: object) -> Answer:
         """The newest result file below the folder served from, null where there is none."""
@@ -249,7 +344,7 @@ class Api:
             model()
             return {"ready": True}
 
-        async def infer(scope: Scope, receive: Receive, deadline: float) -> Answer | Binary:
+        async def infer(scope: Scope, receive: Receive, deadline: float) -> Answer | Raw:
             found = model()
             body = await self.body(scope, receive, deadline)
             artifact, most = found.artifact, self.serving.settings.max_queue
@@ -257,7 +352,11 @@ class Api:
             asked = oip.parse(body, length, artifact.preprocess.shape, artifact.classes, most)
             work = self.serving.infer(name, asked.images, deadline=deadline)
             answer, raw = oip.render(asked, await unless_gone(receive, work), artifact, artifact.labels)
-            return Binary(answer, raw) if asked.binary else answer
+            if not asked.binary:
+                return answer
+            said = encode(answer)
+            length_of_json = (oip.LENGTH, b"%d" % len(said))
+            return Raw(said + raw, b"application/octet-stream", (length_of_json,))
 
         known: dict[tuple[str, ...], dict[str, Handler]] = {
             (): {"GET": metadata},
@@ -272,12 +371,17 @@ class Api:
 
     # How the process is
 
+    async def metrics(self, *_: object) -> Raw:
+        return Raw(self.serving.metrics.text(), CONTENT_TYPE.encode())
+
     async def livez(self, *_: object) -> Answer:
         return {"live": True}
 
     async def readyz(self, *_: object) -> Answer:
         if not self.serving.ready:
             raise NotReady("shutting down" if self.serving.closing else "loading the models")
+        if not self.serving.models:
+            raise NotReady("no model is loaded")
         return {"ready": True}
 
     # How a request is read
@@ -289,10 +393,8 @@ class Api:
             form.add(name, value)
         if header(scope, b"content-encoding") not in (b"", b"identity"):
             raise UnsupportedImage("the body is compressed; send the image as it is, without Content-Encoding")
-        declared, options = parse_options_header(header(scope, b"content-type"))
-        content_type = declared.decode("latin-1")
+        content_type, boundary = _declared(header(scope, b"content-type"))
         if content_type == "multipart/form-data":
-            boundary = options.get(b"boundary", b"")
             body = await self.body(scope, receive, deadline)
             multipart(body, boundary, form, most_images=self.serving.settings.max_queue)
         else:
@@ -369,74 +471,73 @@ def one_image(form: Form) -> bytes:
 
 
 def multipart(body: bytes, boundary: bytes, form: Form, most_images: int) -> None:
-    """Fill `form` from a multipart body. Raises `BadRequest` for one that is broken, has other fields or too many."""
-    if not boundary:
-        raise BadRequest("the multipart Content-Type has no boundary")
-    name, value, key, ended = "", bytearray(), b"", False
-    head: dict[bytes, bytes] = {}
+    """Fill `form` from a multipart body (RFC 7578), all of which is here: the ends of its parts are found by search.
 
-    def begin() -> None:
-        nonlocal head
-        value.clear()
-        head = {}
-
-    def header_field(data: bytes, start: int, end: int) -> None:
-        nonlocal key
-        key += data[start:end]
-
-    def header_value(data: bytes, start: int, end: int) -> None:
-        head[key.lower()] = head.get(key.lower(), b"") + data[start:end]
-
-    def header_end() -> None:
-        nonlocal key
-        key = b""
-
-    def headers_finished() -> None:
-        nonlocal name
-        disposition, options = parse_options_header(head.get(b"content-disposition", b""))
-        if disposition != b"form-data" or b"name" not in options:
-            raise BadRequest("a part of the multipart form has no name")
-        name = options[b"name"].decode("utf-8", "replace")
+    Raises `BadRequest` for one that is broken, has other fields or too many.
+    """
+    if not 1 <= len(boundary) <= LONGEST_BOUNDARY:
+        raise BadRequest(f"the multipart Content-Type has no boundary, or one over {LONGEST_BOUNDARY} characters")
+    line, cut_off = b"\r\n--" + boundary, BadRequest("the multipart form is cut off before its last boundary")
+    # The first boundary may follow a preamble, and begins the body otherwise.
+    at = len(line) - 2 if body.startswith(line[2:]) else _after(body, line, 0)[1]
+    while at >= 0 and body[at : at + 2] != b"--":
+        begin = body.find(b"\r\n", at)
+        head_end = body.find(b"\r\n\r\n", begin)
+        if begin < 0 or head_end < 0:
+            raise cut_off
+        if head_end - at > LONGEST_HEAD:
+            raise BadRequest(f"a part of the multipart form has a head over {LONGEST_HEAD} bytes")
+        if line in body[begin:head_end]:
+            raise BadRequest("a part of the multipart form has a head without an end")
+        name, content_type = _part(body[begin:head_end])
+        end, at = _after(body, line, head_end + 2)
+        if at < 0:
+            raise cut_off
+        value = body[head_end + 4 : end]
         if name == "image":
+            check_content_type(content_type)
             if len(form.images) >= most_images:
                 raise TooLarge(f"more than {most_images} images; send fewer at a time")
-            check_content_type(parse_options_header(head.get(b"content-type", b""))[0].decode("latin-1"))
-
-    def part_data(data: bytes, start: int, end: int) -> None:
-        if name != "image" and len(value) + end - start > LONGEST_FIELD:
+            form.images.append(value)
+        elif len(value) > LONGEST_FIELD:
             raise BadRequest(f"the field {name[:80]!r} is over {LONGEST_FIELD} bytes")
-        value.extend(memoryview(data)[start:end])
-
-    def part_end() -> None:
-        if name == "image":
-            form.images.append(bytes(value))
-        elif (text := plain(bytes(value))) is not None:
+        elif (text := plain(value)) is not None:
             form.add(name, text)
+    if at < 0:
+        raise cut_off
 
-    def finish() -> None:
-        nonlocal ended
-        ended = True
 
-    try:
-        parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": begin,
-                "on_header_field": header_field,
-                "on_header_value": header_value,
-                "on_header_end": header_end,
-                "on_headers_finished": headers_finished,
-                "on_part_data": part_data,
-                "on_part_end": part_end,
-                "on_end": finish,
-            },
-        )
-        parser.write(body)
-        parser.finalize()
-    except FormParserError as error:
-        raise BadRequest(f"the multipart form is broken: {error}") from None
-    if not ended:
-        raise BadRequest("the multipart form is cut off before its last boundary")
+def _after(body: bytes, line: bytes, start: int) -> tuple[int, int]:
+    """Where the next boundary line begins, from `start` on, and where what follows its boundary does; -1 for none.
+
+    What only begins like the boundary is content.
+    """
+    while (found := body.find(line, start)) >= 0:
+        start = found + len(line)
+        if body[start : start + 2] in (b"--", b"\r\n") or body[start : start + 1] in (b" ", b"\t"):
+            return found, start
+    return -1, -1
+
+
+@lru_cache(256)
+def _declared(content_type: bytes) -> tuple[str, bytes]:
+    """What a Content-Type names, and its boundary."""
+    declared, options = parse_options_header(content_type)
+    return declared.decode("latin-1"), options.get(b"boundary", b"")
+
+
+@lru_cache(256)  # a client's forms differ in their pictures
+def _part(head: bytes) -> tuple[str, str]:
+    """The name and the content type that a part's header lines give it; raises `BadRequest` where it has no name."""
+    fields = {}
+    for line in head.split(b"\r\n"):
+        key, _, value = line.partition(b":")
+        fields[key.strip().lower()] = value.strip()
+    disposition, options = parse_options_header(fields.get(b"content-disposition", b""))
+    if disposition != b"form-data" or b"name" not in options:
+        raise BadRequest("a part of the multipart form has no name")
+    content_type, _ = parse_options_header(fields.get(b"content-type", b""))
+    return options[b"name"].decode("utf-8", "replace"), content_type.decode("latin-1")
 
 
 def plain(value: bytes) -> str | None:
@@ -456,19 +557,47 @@ async def gather(asked: Iterable[Awaitable[Answer]]) -> list[Answer]:
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
     """What `work` gives; it is cancelled, and `ClientGone` raised, when the client hangs up first."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(receive())
+    this = asyncio.current_task()
+    assert this is not None
+    hung_up = False
+
+    async def watch() -> None:
+        nonlocal hung_up
+        await receive()  # the body is here whole, so that this is the end of the connection
+        hung_up = True
+        this.cancel()
+
+    watcher = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if hung_up:
+            this.uncancel()
+            raise ClientGone from None
+        raise
     finally:
-        gone.cancel()
-        task.cancel()
+        watcher.cancel()
 
 
 CLOSE: Header = (b"connection", b"close")
+
+
+# The status of what nobody reads: its client has hung up.
+GONE = 499
+
+# What identifies a request in the log where its client does not.
+ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+PROCESS, NUMBER = secrets.token_hex(4), count(1)
+
+encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(", ", ": ")).encode
+
+
+def encode(answer: Answer) -> bytes:
+    return encode_text(answer).encode()
+
+
+def bearer(token: str | None) -> bytes | None:
+    return None if token is None else b"Bearer " + token.encode()
 
 
 def described(error: RequestError) -> Answer:
@@ -484,18 +613,3 @@ def headers_of(error: RequestError) -> list[Header]:
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return headers
-
-
-async def reply(
-    send: Send, status: int, answer: Answer, headers: Iterable[Header] = (), raw: bytes | None = None
-) -> None:
-    """Answer with JSON, and with the binary tensors `raw` behind it where the Open Inference Protocol asks for them."""
-    body = json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(", ", ": ")).encode()
-    kind = b"application/json"
-    if raw is not None:
-        kind, headers = b"application/octet-stream", [(oip.LENGTH, str(len(body)).encode()), *headers]
-        body += raw
-    length = str(len(body)).encode()
-    start = [(b"content-type", kind), (b"content-length", length), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": start})
-    await send({"type": "http.response.body", "body": body})

@@ -1,7 +1,9 @@
-"""The bounded micro-batcher: requests of one model, gathered while the engine is busy, answered together.
+"""The bounded micro-batcher and its workers: from an image that waits to its scores, with no core standing idle.
 
-An idle engine starts at once, so a client alone waits for nobody. While it runs, what arrives forms the next batch.
-Models share one `Engine`, which runs one call at a time in the order of asking, so that none starves another.
+As many worker threads as there are cores take what is to be done next: decode an image, or run the engine on what is
+decoded. A batch is due when it is full or when nothing more waits to be decoded. So a client alone waits for nobody,
+and under load batches fill without any delay being added. The engine takes every core by itself: one call of it runs at
+a time, whose-ever it is, and a worker that finds it busy decodes on. Models take turns at both.
 """
 
 from __future__ import annotations
@@ -9,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count, islice
 from time import perf_counter
 
 import numpy as np
@@ -25,13 +28,18 @@ from serving.runtime import Scores
 log = logging.getLogger("bentoml.podium")
 
 Run = Callable[[Pixels], Scores]
+Prepare = Callable[[], Pixels]
+
+# Batches decoded ahead of the engine: one for it to take up at once, and one that forms.
+AHEAD = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Scored:
     """One image's probabilities [classes], the seconds it took, and how many images shared its engine call."""
 
     scores: NDArray[np.float32]
+    decode: float
     queue: float
     inference: float
     batch_size: int
@@ -39,27 +47,79 @@ class Scored:
 
 @dataclass(eq=False, slots=True)
 class Waiting:
-    """One image in the queue; `answer` is done early where its client gave up."""
+    """One image on its way; `answer` is done early where its client gave up."""
 
-    pixels: Pixels
-    deadline: float
+    prepare: Prepare
     since: float
     answer: asyncio.Future[Scored]
+    pixels: Pixels | None = None
+    decode: float = 0.0
 
 
-class Engine:
-    """The processor's time: one engine call at a time, first come first served, in a thread of its own."""
+class Workers:
+    """The threads that do the work of every model. `change` guards the queues; who changes one notifies."""
 
-    def __init__(self) -> None:
-        self.turn = asyncio.Semaphore(1)
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+    def __init__(self, threads: int) -> None:
+        self.change = threading.Condition()
+        self.batchers: list[Batcher] = []
+        self.turns = count(1)
+        self._engine_free = True
+        self._closed = False
+        self._threads = [threading.Thread(target=self._work, name=f"worker-{i}", daemon=True) for i in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        self.thread.shutdown(wait=True, cancel_futures=True)
+        """End the threads, after what they are at."""
+        with self.change:
+            self._closed = True
+            self.change.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self.change:
+                while (job := self._next()) is None:
+                    if self._closed:
+                        return
+                    self.change.wait(self._pause())
+                # There may be more to do than one thread was woken for.
+                self.change.notify()
+            batcher, batch, runs = job
+            if not runs:
+                batcher.prepare(batch[0])
+                continue
+            try:
+                batcher.answer(batch)
+            finally:
+                with self.change:
+                    self._engine_free = True
+
+    def _next(self) -> tuple[Batcher, list[Waiting], bool] | None:
+        """What to do now, taken out of its queue: a batch to run, else an image to decode."""
+        if self._engine_free:
+            now = perf_counter()
+            for batcher in sorted(self.batchers, key=lambda b: b.ran):
+                if batcher.due(now) and (batch := batcher.take()):
+                    batcher.ran, self._engine_free = next(self.turns), False
+                    return batcher, batch, True
+        for batcher in sorted(self.batchers, key=lambda b: b.prepared):
+            if item := batcher.take_undecoded():
+                batcher.prepared = next(self.turns)
+                return batcher, [item], False
+        return None
+
+    def _pause(self) -> float | None:
+        """Seconds until a batch that waits for company is due without; None where there is none."""
+        if not self._engine_free:
+            return None  # whoever frees it looks again
+        waits = [left for b in self.batchers if (left := b.left(perf_counter())) is not None]
+        return min(waits, default=None)
 
 
 class Batcher:
-    """The queue of one model. Everything but `run` happens on the event loop.
+    """The queue of one model.
 
     `run` takes uint8 [n, height, width, channels] with n up to `max_batch` and gives [n, classes]; `max_delay` is in
     seconds; `on_depth` and `on_batch` are told the images waiting and the images of each engine call.
@@ -69,7 +129,7 @@ class Batcher:
         self,
         run: Run,
         shape: tuple[int, int, int],
-        engine: Engine,
+        workers: Workers,
         *,
         max_batch: int,
         max_queue: int,
@@ -77,17 +137,24 @@ class Batcher:
         on_depth: Callable[[float], None] = lambda _: None,
         on_batch: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self.run, self.engine = run, engine
+        self.run, self.workers = run, workers
         self.max_batch, self.max_queue, self.max_delay = max_batch, max_queue, max_delay
         self.on_depth, self.on_batch = on_depth, on_batch
         self.accepted = 0
         self.closing = False
+        self.ran = self.prepared = 0  # at which turn this model last had the engine, and a decoder
+        self._loop = asyncio.get_running_loop()
         self._buffer: Pixels = np.empty((max_batch, *shape), np.uint8)
-        self._waiting: dict[Waiting, None] = {}  # in the order of arrival, and quick to leave
-        self._batch: list[Waiting] = []
-        self._worker: asyncio.Task[None] | None = None
-        self._full = asyncio.Event()
+        # In the order of arrival, and quick to leave.
+        self._undecoded: dict[Waiting, None] = {}
+        self._ready: dict[Waiting, None] = {}
+        self._since_batch = 0  # images decoded, or found damaged, since the first of those that are ready
+        self._answered = asyncio.Event()
         self._seconds_per_image = 0.0
+        with workers.change:
+            workers.batchers.append(self)
+
+    # On the event loop
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -102,114 +169,147 @@ class Batcher:
             yield
         finally:
             self.accepted -= 1
+            if not self.accepted:
+                self._answered.set()
 
-    async def submit(self, pixels: Pixels, deadline: float) -> Scored:
-        """The scores of `pixels`, uint8 [height, width, channels]; `deadline` is in the event loop's time.
+    async def submit(self, prepare: Prepare, deadline: float) -> Scored:
+        """The scores of the pixels, uint8 [height, width, channels], that `prepare` gives in a worker's thread;
+        `deadline` is in the event loop's time.
 
-        Raises `DeadlinePassed` when that comes first, and `InferenceFailed` when the engine fails. A caller that is
-        cancelled leaves the queue.
+        Raises what `prepare` raises, `DeadlinePassed` when that comes first, and `InferenceFailed` when the engine
+        fails. A caller that is cancelled leaves the queue.
         """
-        if self.closing:
-            raise Closing(CLOSING)
-        loop = asyncio.get_running_loop()
-        item = Waiting(pixels, deadline, perf_counter(), loop.create_future())
-        self._waiting[item] = None
-        self.on_depth(len(self._waiting))
-        if len(self._waiting) >= self.max_batch:
-            self._full.set()
-        if self._worker is None:
-            self._worker = loop.create_task(self._work())
+        item = Waiting(prepare, perf_counter(), self._loop.create_future())
+        with self.workers.change:
+            self._undecoded[item] = None
+            self.workers.change.notify()
+        self.on_depth(self._depth)
+        timer = self._loop.call_at(deadline, self._expire, item)
         try:
-            async with asyncio.timeout_at(deadline):
-                return await item.answer
-        except TimeoutError:
-            raise DeadlinePassed("the answer was not ready before the request's deadline") from None
+            return await item.answer
+        except asyncio.CancelledError:
+            self._leave(item)
+            raise
         finally:
-            if item in self._waiting:
-                del self._waiting[item]
-                self.on_depth(len(self._waiting))
+            timer.cancel()
 
     async def close(self) -> None:
         """Take nothing more, and return once what was accepted is answered."""
-        self.closing = True
-        self._full.set()
-        while self._worker is not None:
-            await asyncio.wait([self._worker])
+        with self.workers.change:
+            self.closing = True
+            self.workers.change.notify_all()
+        while self.accepted:
+            self._answered.clear()
+            await self._answered.wait()
+        with self.workers.change:
+            if self in self.workers.batchers:
+                self.workers.batchers.remove(self)
 
-    async def _work(self) -> None:
-        """Run batches until the queue is empty. However this ends, nobody is left waiting."""
-        try:
-            while self._waiting:
-                await self._gather()
-                async with self.engine.turn:
-                    self._take()
-                    await self._answer()
-        except Exception:
-            log.exception("the batcher failed")
-            self._fail([*self._batch, *self._waiting], InferenceFailed, OUR_FAULT)
-        except asyncio.CancelledError:
-            self._fail([*self._batch, *self._waiting], Closing, CLOSING)
-            raise
-        finally:
-            self._worker = None
+    def _expire(self, item: Waiting) -> None:
+        self._leave(item)
+        self._deliver({item: DeadlinePassed("the answer was not ready before the request's deadline")})
 
-    async def _gather(self) -> None:
-        """Give a batch that is not full up to `max_delay` from its first image on."""
-        if not self.max_delay or self.closing:
-            return
-        if len(self._waiting) < self.max_batch:
-            self._full.clear()
-            left = next(iter(self._waiting)).since + self.max_delay - perf_counter()
-            try:
-                async with asyncio.timeout(max(0.0, left)):
-                    await self._full.wait()
-            except TimeoutError:
-                pass
-
-    def _take(self) -> None:
-        """Move the next batch out of the queue, without those whose client has gone or whose deadline has passed."""
-        now = asyncio.get_running_loop().time()
-        self._batch.clear()
-        while self._waiting and len(self._batch) < self.max_batch:
-            item = next(iter(self._waiting))
-            del self._waiting[item]
-            # Past its deadline it is answered by its own timeout, at once.
-            if not item.answer.done() and item.deadline > now:
-                self._batch.append(item)
-        self.on_depth(len(self._waiting))
-
-    async def _answer(self) -> None:
-        """Run the batch and give every image its own."""
-        batch = self._batch
-        if not batch:
-            return
-        self.on_batch(len(batch))
-        images = [item.pixels for item in batch]
-        try:
-            scores, started, ended = await asyncio.get_running_loop().run_in_executor(
-                self.engine.thread, self._call, images
-            )
-        except Exception:
-            log.exception("the engine failed on a batch of %d", len(batch))
-            self._fail(batch, InferenceFailed, OUR_FAULT)
-            return
-        taken = (ended - started) / len(batch)
-        self._seconds_per_image = 0.8 * self._seconds_per_image + 0.2 * taken if self._seconds_per_image else taken
-        for item, row in zip(batch, scores, strict=True):
-            if not item.answer.done():
-                item.answer.set_result(Scored(row, started - item.since, ended - started, len(batch)))
-
-    def _call(self, images: list[Pixels]) -> tuple[Scores, float, float]:
-        """In the engine's thread: the batch put together and run, with the time it began and ended."""
-        started = perf_counter()
-        batch = images[0][None] if len(images) == 1 else np.stack(images, out=self._buffer[: len(images)])
-        scores = self.run(batch)
-        if len(scores) != len(images):
-            raise ValueError(f"the engine gave {len(scores)} rows for {len(images)} images")
-        return scores, started, perf_counter()
+    def _leave(self, item: Waiting) -> None:
+        with self.workers.change:
+            self._undecoded.pop(item, None)
+            self._ready.pop(item, None)
+        self.on_depth(self._depth)
 
     @staticmethod
-    def _fail(items: list[Waiting], error: type[RequestError], message: str) -> None:
-        for item in items:
+    def _deliver(outcomes: Mapping[Waiting, Scored | RequestError]) -> None:
+        for item, outcome in outcomes.items():
+            if item.answer.done():
+                continue
+            if isinstance(outcome, Scored):
+                item.answer.set_result(outcome)
+            else:
+                item.answer.set_exception(outcome)
+
+    # In the workers' threads, `workers.change` held
+
+    @property
+    def _depth(self) -> int:
+        return len(self._undecoded) + len(self._ready)
+
+    def due(self, now: float) -> bool:
+        """Whether a batch is to run now."""
+        if not self._ready:
+            return False
+        # Damaged images count too: a stream of them must not keep a good one waiting.
+        if len(self._ready) >= self.max_batch or self._since_batch >= self.max_batch:
+            return True
+        return not self._undecoded and (self.left(now) or 0.0) <= 0.0
+
+    def left(self, now: float) -> float | None:
+        """Seconds that a batch which is not full may still wait for company; None where there is no batch."""
+        if not self._ready:
+            return None
+        return 0.0 if self.closing else next(iter(self._ready)).since + self.max_delay - now
+
+    def take(self) -> list[Waiting]:
+        """The next batch, without those whose client has gone; empty where there are no others."""
+        batch = list(islice(self._ready, self.max_batch))
+        for item in batch:
+            del self._ready[item]
+        self._since_batch = len(self._ready)
+        return [item for item in batch if not item.answer.done()]
+
+    def take_undecoded(self) -> Waiting | None:
+        if not self._undecoded or len(self._ready) >= AHEAD * self.max_batch:
+            return None
+        item = next(iter(self._undecoded))
+        del self._undecoded[item]
+        return item
+
+    # In the workers' threads, without it
+
+    def prepare(self, item: Waiting) -> None:
+        """Decode one image; what is wrong with it is its own answer."""
+        started = perf_counter()
+        try:
             if not item.answer.done():
-                item.answer.set_exception(error(message))
+                item.pixels = item.prepare()
+        except RequestError as error:
+            self._send({item: error})
+        except Exception:
+            log.exception("decoding failed")
+            self._send({item: InferenceFailed(OUR_FAULT)})
+        item.decode = perf_counter() - started
+        with self.workers.change:
+            if not self._ready:
+                self._since_batch = 0
+            self._since_batch += 1
+            if item.pixels is not None and not item.answer.done():
+                self._ready[item] = None
+
+    def answer(self, batch: list[Waiting]) -> None:
+        """Run the engine on a batch and give every image its own; a batch that fails leaves nobody waiting."""
+        try:
+            self.on_depth(self._depth)
+            self.on_batch(len(batch))
+            started = perf_counter()
+            scores = self._call(batch)
+            inference = perf_counter() - started
+        except Exception:
+            log.exception("the engine failed on a batch of %d", len(batch))
+            self._send({item: InferenceFailed(OUR_FAULT) for item in batch})
+            return
+        taken = inference / len(batch)
+        self._seconds_per_image = 0.8 * self._seconds_per_image + 0.2 * taken if self._seconds_per_image else taken
+        self._send(
+            {
+                item: Scored(row, item.decode, started - item.since - item.decode, inference, len(batch))
+                for item, row in zip(batch, scores, strict=True)
+            }
+        )
+
+    def _call(self, batch: list[Waiting]) -> Scores:
+        images = [item.pixels for item in batch if item.pixels is not None]
+        scores = self.run(np.stack(images, out=self._buffer[: len(images)]))
+        if len(scores) != len(batch):
+            raise ValueError(f"the engine gave {len(scores)} rows for {len(batch)} images")
+        return scores
+
+    def _send(self, outcomes: Mapping[Waiting, Scored | RequestError]) -> None:
+        with suppress(RuntimeError):  # the event loop is gone, and everybody who waited with it
+            self._loop.call_soon_threadsafe(self._deliver, outcomes)

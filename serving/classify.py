@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
 from time import perf_counter
 from types import FrameType
 from typing import Any
@@ -18,19 +19,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from models.console import Failure
 from models.preprocess import Pixels
-from serving import images, runtime
-from serving.batcher import Batcher, Engine, Scored
+from serving import runtime
+from serving.batcher import Batcher, Scored, Workers
 from serving.errors import (
     CLOSING,
     OUR_FAULT,
     BadRequest,
     Closing,
-    DeadlinePassed,
     InferenceFailed,
     RequestError,
     UnknownModel,
+    Unloadable,
 )
+from serving.images import Picture
 from serving.metrics import Metrics
 from serving.runtime import Artifact, Runtime, Scores
 from serving.settings import Settings
@@ -67,7 +70,9 @@ class Model:
         if not np.isfinite(scores).all():
             log.error("%s gave scores that are not finite", self.artifact.tag)
             raise InferenceFailed(OUR_FAULT)
-        best = np.argsort(-scores, kind="stable")[:top_k]
+        # Only what can be among them is sorted: a thousand classes take longer than the rest of the answer.
+        likely = np.flatnonzero(scores >= np.partition(scores, -top_k)[-top_k])
+        best = likely[np.argsort(-scores[likely], kind="stable")[:top_k]]
         return [{**self.classes[i], "probability": round(float(scores[i]), 6)} for i in best]
 
     def summary(self) -> Answer:
@@ -89,10 +94,10 @@ class Serving:
         self, settings: Settings, artifacts: Sequence[Artifact], registry: CollectorRegistry = REGISTRY
     ) -> None:
         self.settings, self.artifacts, self.registry = settings, artifacts, registry
+        self.metrics = Metrics([artifact.network for artifact in artifacts], registry)
         self.models: dict[str, Model] = {}
         self.ready = False
         self.closing = False
-        self.inflight = 0
 
     def check(self) -> None:
         """Whether every model has a file to run whose sha256 is right; raises `Failure` with the repair."""
@@ -103,42 +108,88 @@ class Serving:
 
     async def start(self) -> None:
         """Load and warm every model; ready after."""
-        self.metrics = Metrics([artifact.network for artifact in self.artifacts], self.registry)
-        self.engine = Engine()
-        self.decoders = ThreadPoolExecutor(runtime.cores(), thread_name_prefix="decode")
+        # On one core, too, one thread decodes while another waits for a GPU.
+        self.workers = Workers(max(2, runtime.cores()))
         self._idle = asyncio.Event()
+        self._swap = asyncio.Lock()
         await asyncio.to_thread(Image.init)  # Pillow looks for its formats when first asked for one
         for artifact in self.artifacts:
-            self.models[artifact.network] = await asyncio.to_thread(self._load, artifact)
+            opened, max_batch = await asyncio.to_thread(self._load, artifact)
+            self.models[artifact.network] = self._model(artifact, opened, max_batch)
             log.info("%s is loaded and warm", artifact.tag)
         self.ready = True
 
-    def _load(self, artifact: Artifact) -> Model:
+    def _load(self, artifact: Artifact) -> tuple[Runtime, int]:
+        """`artifact` in its engine, warm, and the most images of one call."""
         wish = self.settings
         opened = runtime.open(artifact, wish.engine, wish.precision, wish.threads)
-        shape, network = artifact.preprocess.shape, artifact.network
         max_batch = min(wish.max_batch, int(artifact.manifest.get("max_batch", wish.max_batch)))
         for size in {1, max_batch}:
-            scores = opened.run(np.zeros((size, *shape), np.uint8))
+            scores = opened.run(np.zeros((size, *artifact.preprocess.shape), np.uint8))
             if scores.shape != (size, artifact.classes):
                 raise runtime.ArtifactError(
                     f"{artifact.tag} gives {scores.shape} for {size} images, "
                     f"not {(size, artifact.classes)}; export it again"
                 )
+        return opened, max_batch
+
+    def _model(self, artifact: Artifact, opened: Runtime, max_batch: int) -> Model:
+        wish, network = self.settings, artifact.network
         batcher = Batcher(
             opened.run,
-            shape,
-            self.engine,
+            artifact.preprocess.shape,
+            self.workers,
             max_batch=max_batch,
             max_queue=wish.max_queue,
             max_delay=wish.max_delay,
-            on_depth=self.metrics.queue_depth[network].set,
+            on_depth=partial(self.metrics.queue_depth.__setitem__, network),
             on_batch=self.metrics.batch_size[network].observe,
         )
         return Model(artifact, opened, batcher)
 
+    async def load(self, network: str, version: str) -> Model:
+        """Serve this version of `network` from now on; the one it replaces answers what it had accepted, and goes.
+
+        Raises `UnknownModel` where the store has no such model, and `Unloadable` where it cannot be run.
+        """
+        async with self._swap:
+            try:
+                artifact = await asyncio.to_thread(runtime.find, f"{network}:{version}")
+            except Failure as error:
+                raise UnknownModel(str(error)) from None
+            if (old := self.models.get(artifact.network)) and old.artifact.version == artifact.version:
+                return old
+            try:
+                opened, max_batch = await asyncio.to_thread(self._load, artifact)
+            except Failure as error:
+                raise Unloadable(str(error)) from None
+            self.metrics.add(artifact.network)
+            new = self.models[artifact.network] = self._model(artifact, opened, max_batch)
+            if old:
+                await self._release_model(old)
+        log.info("%s is loaded%s", artifact.tag, f" in place of {old.artifact.tag}" if old else "")
+        return new
+
+    async def unload(self, network: str) -> Model:
+        """Stop serving `network`, once what it has accepted is answered. Raises `UnknownModel`."""
+        async with self._swap:
+            old = self.model(network)
+            del self.models[network]
+            await self._release_model(old)
+        log.info("%s is unloaded", old.artifact.tag)
+        return old
+
+    @staticmethod
+    async def _release_model(model: Model) -> None:
+        await model.batcher.close()
+        await asyncio.to_thread(model.runtime.close)
+        await asyncio.to_thread(give_back_memory)
+
+    def picture(self, body: bytes) -> Picture:
+        return Picture(body, self.settings.max_pixels)
+
     async def classify(
-        self, body: bytes, name: str | None = None, top_k: int | None = None, *, deadline: float
+        self, picture: Picture, name: str | None = None, top_k: int | None = None, *, deadline: float
     ) -> Answer:
         """The contract's answer for one image; `deadline` is in the event loop's time. Raises `RequestError`."""
         started = perf_counter()
@@ -146,15 +197,14 @@ class Serving:
         try:
             top_k = self.top_k(model, top_k)
             with model.batcher.admit():  # 429: before any work is put into it
-                pixels, decode = await self.decode(body, model, deadline)  # 413, 415, 422: for this image alone
-                decoded = perf_counter()
-                scored = await model.batcher.submit(pixels, deadline)  # 504
+                # 413, 415, 422 for this image alone, 504 past its deadline.
+                scored = await model.batcher.submit(partial(picture.pixels, model.recipe), deadline)
             predictions = model.predictions(scored.scores, top_k)
         except RequestError as error:
             error.model = model.artifact.network
             raise
-        waited = decoded - started - decode + scored.queue
-        return self.answer(model, scored, predictions, (decode, waited, scored.inference, perf_counter() - started))
+        stages = (scored.decode, scored.queue, scored.inference, perf_counter() - started)
+        return self.answer(model, scored, predictions, stages)
 
     async def infer(self, name: str, batch: Pixels, *, deadline: float) -> Scores:
         """The probabilities [n, classes] of pixels uint8 [n, height, width, channels]. Raises `RequestError`."""
@@ -164,7 +214,8 @@ class Serving:
             with ExitStack() as room:
                 for _ in batch:
                     room.enter_context(model.batcher.admit())  # 429 for all of them, before any is begun
-                waiting = [asyncio.ensure_future(model.batcher.submit(image, deadline)) for image in batch]
+                asked = (model.batcher.submit(partial(np.asarray, image), deadline) for image in batch)
+                waiting = [asyncio.ensure_future(one) for one in asked]
                 scored = await asyncio.gather(*waiting)
         except RequestError as error:
             error.model = name
@@ -179,11 +230,13 @@ class Serving:
     def model(self, name: str | None) -> Model:
         """The model called `name`, else the default. Raises `UnknownModel`."""
         if name is None:
-            return next(iter(self.models.values()))
+            name = next(iter(self.models), "")
         try:
             return self.models[name]
         except KeyError:
-            raise UnknownModel(f"no model is called {name[:80]!r}; there are {', '.join(self.models)}") from None
+            raise UnknownModel(
+                f"no model is called {name[:80]!r}; there are {', '.join(self.models) or 'none'}"
+            ) from None
 
     @staticmethod
     def top_k(model: Model, wanted: int | None) -> int:
@@ -193,20 +246,6 @@ class Serving:
         if not 1 <= wanted <= classes:
             raise BadRequest(f"top_k is {wanted}; {model.artifact.network} has {classes} classes, so 1 to {classes}")
         return wanted
-
-    async def decode(self, body: bytes, model: Model, deadline: float) -> tuple[Pixels, float]:
-        """The pixels of `body` and the seconds that took, in a thread."""
-
-        def work() -> tuple[Pixels, float]:
-            started = perf_counter()
-            pixels = images.decode(body, model.recipe, self.settings.max_pixels)
-            return pixels, perf_counter() - started
-
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await asyncio.get_running_loop().run_in_executor(self.decoders, work)
-        except TimeoutError:
-            raise DeadlinePassed("the image was not decoded before the request's deadline") from None
 
     def answer(
         self, model: Model, scored: Scored, predictions: list[Answer], seconds: tuple[float, float, float, float]
@@ -221,25 +260,21 @@ class Serving:
             "batch_size": scored.batch_size,
         }
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """A request under way, which a shutdown waits for. Raises `Closing` once one has begun."""
+    def enter(self) -> None:
+        """A request is under way from here to `leave`, and a shutdown waits for it. Raises `Closing` once one began."""
         if self.closing:
             raise Closing(CLOSING)
-        self.inflight += 1
-        self.metrics.inflight.inc()
-        try:
-            yield
-        finally:
-            self.inflight -= 1
-            self.metrics.inflight.dec()
-            if not self.inflight:
-                self._idle.set()
+        self.metrics.inflight += 1
+
+    def leave(self) -> None:
+        self.metrics.inflight -= 1
+        if not self.metrics.inflight:
+            self._idle.set()
 
     async def drain(self) -> None:
         """Not ready from now on; returns when every request under way is answered."""
         self.closing, self.ready = True, False
-        while self.inflight:
+        while self.metrics.inflight:
             self._idle.clear()
             await self._idle.wait()
 
@@ -251,10 +286,15 @@ class Serving:
         await asyncio.to_thread(self._release)
 
     def _release(self) -> None:
-        self.decoders.shutdown(cancel_futures=True)
-        self.engine.close()
+        self.workers.close()
         for model in self.models.values():
             model.runtime.close()
+
+
+def give_back_memory() -> None:
+    """Let glibc return to the system what was freed; it would keep most of a network's pages for later."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def drain_before_exit(serving: Serving) -> None:

@@ -77,5 +77,11 @@ class DeadlinePassed(RequestError):
     status, code = 504, "deadline_passed"
 
 
+class Unloadable(RequestError):
+    """A model that the store has and no engine here can run; what was loaded before still is."""
+
+    status, code = 409, "unloadable_model"
+
+
 class InferenceFailed(RequestError):
     """The engine failed, or something of ours did; the log has the traceback."""

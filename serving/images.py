@@ -7,6 +7,7 @@ Whatever the bytes are, the outcome is pixels or one of three errors: `Unsupport
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 
 from PIL import Image, UnidentifiedImageError
@@ -101,6 +102,22 @@ def decode(body: bytes, recipe: Preprocess, max_pixels: int) -> Pixels:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DamagedImage(f"the {name} image is damaged: {reason}") from error
     return pixels(image, recipe)
+
+
+class Picture:
+    """The image of one request, decoded once for every recipe it is asked for, in whichever thread asks first."""
+
+    def __init__(self, body: bytes, max_pixels: int) -> None:
+        self.body, self.max_pixels = body, max_pixels
+        self._turn = threading.Lock()
+        self._made: dict[Preprocess, Pixels] = {}
+
+    def pixels(self, recipe: Preprocess) -> Pixels:
+        """What `decode` gives, and raises."""
+        with self._turn:
+            if recipe not in self._made:
+                self._made[recipe] = decode(self.body, recipe, self.max_pixels)
+            return self._made[recipe]
 
 
 def check_size(size: tuple[int, int], recipe: Preprocess, max_pixels: int) -> None:

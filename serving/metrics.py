@@ -1,52 +1,147 @@
-"""What `/metrics` says of us beside BentoML's own figures."""
+"""What `/metrics` says: our figures, and BentoML's own request figures under its names.
+
+The service is one process, so that its figures are plain numbers that are collected when they are asked for. Counting
+costs well under a microsecond, where prometheus_client's shared files cost ten on every request; and BentoML's own
+middleware would keep a series for every path that anybody ever asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 STAGES = ("decode", "queue", "inference", "total")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
+CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-class Metrics:
-    """Made once per worker, after BentoML has said where its workers gather their figures."""
+
+class Histogram:
+    """Counts of observations by bucket, and their sum."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def samples(self) -> tuple[list[tuple[str, float]], float]:
+        """Cumulative counts by upper bound, as text, and the sum."""
+        total, buckets = 0, []
+        for bound, count in zip([*map(float, self.bounds), float("inf")], self.counts, strict=True):
+            total += count
+            buckets.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
+        return buckets, self.sum
+
+
+class Metrics(Collector):
+    """The figures of one process, registered with `registry`. Counted on the event loop and in the workers' threads:
+    `queue_depth` and `batch_size` alone are written by the latter, and each by one thread at a time.
+    """
 
     def __init__(self, models: Iterable[str], registry: CollectorRegistry = REGISTRY) -> None:
-        self.requests = Counter(
-            "podium_requests",
-            "Images answered, by outcome: ok or an error's code",
-            ["model", "outcome"],
-            registry=registry,
-        )
-        stage = Histogram(
-            "podium_stage_seconds", "Seconds spent per image", ["model", "stage"], buckets=SECONDS, registry=registry
-        )
-        size = Histogram("podium_batch_size", "Images per engine call", ["model"], buckets=SIZES, registry=registry)
-        depth = Gauge(
-            "podium_queue_depth",
-            "Images waiting for the engine",
-            ["model"],
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
-        self.inflight = Gauge(
-            "podium_inflight", "Requests being answered", multiprocess_mode="livesum", registry=registry
-        )
-        # Looked up once: a label lookup costs more than the counting.
-        self.stages = {model: [stage.labels(model, name) for name in STAGES] for model in models}
-        self.batch_size = {model: size.labels(model) for model in models}
-        self.queue_depth = {model: depth.labels(model) for model in models}
-        self.ok = {model: self.requests.labels(model, "ok") for model in models}
+        self.registry = registry
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+        self.stages: dict[str, list[Histogram]] = {}
+        self.batch_size: dict[str, Histogram] = {}
+        self.queue_depth: dict[str, float] = {}
+        self.inflight = 0
+        # By endpoint and HTTP status; the endpoints are ours, so that they are a few.
+        self.responses: dict[tuple[str, int], Histogram] = {}
+        self.last_response = 0.0
+        for model in models:
+            self.add(model)
+        registry.register(self)
+
+    def add(self, model: str) -> None:
+        """Show `model` from now on, at zero where nothing is counted yet."""
+        self.outcomes[model, "ok"] += 0
+        self.stages.setdefault(model, [Histogram(SECONDS) for _ in STAGES])
+        self.batch_size.setdefault(model, Histogram(SIZES))
+        self.queue_depth.setdefault(model, 0)
 
     def observe(self, model: str, seconds: Iterable[float | None]) -> None:
         """One answered image: its seconds by stage, in the order of `STAGES`; None for a stage it did not pass."""
-        self.ok[model].inc()
+        self.outcomes[model, "ok"] += 1
         for stage, value in zip(self.stages[model], seconds, strict=True):
             if value is not None:
                 stage.observe(value)
 
     def failed(self, model: str, code: str) -> None:
-        self.requests.labels(model, code).inc()
+        self.outcomes[model, code] += 1
+
+    def responded(self, endpoint: str, status: int, seconds: float) -> None:
+        """One HTTP response."""
+        key = (endpoint, status)
+        if (found := self.responses.get(key)) is None:
+            found = self.responses[key] = Histogram(SECONDS)
+        found.observe(seconds)
+        self.last_response = time.time()
+
+    def text(self) -> bytes:
+        """Everything in the registry, as Prometheus reads it."""
+        return generate_latest(self.registry)
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "podium_requests", "Images answered, by outcome: ok or an error's code", labels=["model", "outcome"]
+        )
+        for (model, outcome), count in sorted(self.outcomes.items()):
+            requests.add_metric([model, outcome], count)
+        yield requests
+        stage = HistogramMetricFamily("podium_stage_seconds", "Seconds spent per image", labels=["model", "stage"])
+        for model, histograms in self.stages.items():
+            for name, histogram in zip(STAGES, histograms, strict=True):
+                stage.add_metric([model, name], *histogram.samples())
+        yield stage
+        size = HistogramMetricFamily("podium_batch_size", "Images per engine call", labels=["model"])
+        for model, histogram in self.batch_size.items():
+            size.add_metric([model], *histogram.samples())
+        yield size
+        depth = GaugeMetricFamily("podium_queue_depth", "Images waiting for the engine", labels=["model"])
+        for model, waiting in self.queue_depth.items():
+            depth.add_metric([model], waiting)
+        yield depth
+        yield GaugeMetricFamily("podium_inflight", "Requests being answered", value=self.inflight)
+        yield from self._bentoml()
+
+    def _bentoml(self) -> Iterator[Metric]:
+        """BentoML's request metrics, so that its dashboards go on working."""
+        from bentoml._internal.context import server_context
+
+        names = ["service_name", "service_version", "runner_name"]
+        service = [server_context.bento_name, server_context.bento_version, server_context.service_name or ""]
+        by_response = ["endpoint", "http_response_code", *names]
+        total = CounterMetricFamily("bentoml_service_request", "Total number of HTTP requests", labels=by_response)
+        duration = HistogramMetricFamily(
+            "bentoml_service_request_duration_seconds", "API HTTP request duration in seconds", labels=by_response
+        )
+        for (endpoint, status), histogram in sorted(self.responses.items()):
+            labels = [endpoint, str(status), *service]
+            buckets, seconds = histogram.samples()
+            total.add_metric(labels, buckets[-1][1])
+            duration.add_metric(labels, buckets, seconds)
+        yield total
+        yield duration
+        progress = GaugeMetricFamily(
+            "bentoml_service_request_in_progress", "Total number of HTTP requests in progress now", labels=names
+        )
+        progress.add_metric(service, self.inflight)
+        yield progress
+        last = GaugeMetricFamily(
+            "bentoml_service_last_request_timestamp_seconds", "Timestamp of the last received request", labels=names
+        )
+        if self.last_response:
+            last.add_metric(service, self.last_response)
+        yield last

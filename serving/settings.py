@@ -75,6 +75,7 @@ SETTINGS = (
     Setting("MAX_PIXELS",   "50000000",  number(1, MOST_PIXELS),                "most pixels of one image, width times height"),  # noqa: E501
     Setting("TIMEOUT_MS",   "10000",     number(1, 3_600_000, float),           "how long a request may take, from its first byte to its answer"),  # noqa: E501
     Setting("TOKEN",        None,        secret,                                "bearer token that /classify, /compare, /models and /ui/results.json then ask for"),  # noqa: E501
+    Setting("ADMIN_TOKEN",  None,        secret,                                "bearer token that /models/NETWORK/load and /unload ask for; unset, they are off"),  # noqa: E501
 )
 # fmt: on
 
@@ -94,6 +95,7 @@ class Settings:
     max_pixels: int
     timeout: float
     token: str | None
+    admin_token: str | None
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
@@ -119,6 +121,7 @@ class Settings:
             max_pixels=values["MAX_PIXELS"],
             timeout=values["TIMEOUT_MS"] / 1e3,
             token=values["TOKEN"],
+            admin_token=values["ADMIN_TOKEN"],
         )
 
 

@@ -155,7 +155,7 @@ def test_a_batch_answers_in_order_and_a_bad_image_fails_alone(tiny: Artifact) ->
 
 
 def test_what_is_not_ours_goes_to_the_application_behind(tiny: Artifact) -> None:
-    for path in ("/metrics", "/docs.json", "/", "/classifyx"):
+    for path in ("/docs.json", "/", "/classifyx"):
         response = ask(tiny, "GET", path)
         assert (response.status_code, response.text) == (299, path)
 
@@ -348,7 +348,7 @@ def test_concurrent_requests_share_a_batch_and_a_bad_one_fails_alone(tiny: Artif
         await held.busy()
         bodies = [jpeg("red"), jpeg()[:300], jpeg("green"), b"junk", jpeg("blue")]
         rest = [post(client, body) for body in bodies]
-        await until(lambda: len(serving.models["tiny"].batcher._waiting) == 3)
+        await until(lambda: len(serving.models["tiny"].batcher._ready) == 3)
         held.passage.set()
         answers = [await task for task in (first, *rest)]
         assert [answer.status_code for answer in answers] == [200, 200, 422, 200, 415, 200]
@@ -413,10 +413,10 @@ def test_a_client_that_hangs_up_leaves_the_queue(tiny: Artifact) -> None:
 
         scope = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": []}
         gone = asyncio.create_task(Api(behind, serving)(scope, receive, send))
-        await until(lambda: len(batcher._waiting) == 1)
+        await until(lambda: len(batcher._ready) == 1)
         hang_up.set()
         await gone
-        await until(lambda: not batcher._waiting and batcher.accepted == 1)
+        await until(lambda: not batcher._ready and batcher.accepted == 1)
         assert answered == [499, None]  # what stands between us and the server waits for it
         held.passage.set()
         assert (await first).status_code == 200
@@ -529,3 +529,108 @@ def test_the_page_shows_an_answer_of_the_contracts_form(tiny: Artifact) -> None:
         page[page.index('    {"model"') : page.index("`weights` is")].replace("...}, ...]", "}]").replace(", ...]", "]")
     )
     assert list(json.loads(shown)) == list(classify(tiny, content=jpeg()).json())
+
+
+# Loading and unloading
+
+ADMIN = {"PODIUM_ADMIN_TOKEN": "turn the key", "PODIUM_TOKEN": "look"}
+KEY = {"Authorization": "Bearer turn the key"}
+
+
+def test_loading_is_off_without_its_own_token(tiny: Artifact) -> None:
+    for environment in ({}, {"PODIUM_TOKEN": "turn the key"}, {"PODIUM_ADMIN_TOKEN": "another"}):
+        for action in ("load", "unload"):
+            response = ask(tiny, "POST", f"/models/tiny/{action}", environment, headers=KEY)
+            assert is_error(response, 401, "unauthorized")
+    assert ask(tiny, "POST", "/models/tiny/destroy").status_code == 404
+    assert ask(tiny, "GET", "/models/tiny/load").status_code == 405
+
+
+def test_versions_are_swapped_while_serving_and_nothing_is_lost(tiny: Artifact, tmp_path: Path) -> None:
+    other = save_tiny(tmp_path, classes=7)
+    assert other.version != tiny.version
+
+    async def test() -> None:
+        async with started(tiny, **ADMIN) as serving, client_of(serving) as client:
+            over, answers = False, list[httpx.Response]()
+
+            async def keep_asking() -> None:
+                while not over:
+                    response = await client.post("/classify", content=jpeg(), headers={"Authorization": "Bearer look"})
+                    answers.append(response)
+
+            asking = [asyncio.create_task(keep_asking()) for _ in range(4)]
+            for version in (other.version, tiny.version) * 3:
+                swapped = await client.post(f"/models/tiny/load?version={version}", headers=KEY)
+                assert swapped.status_code == 200 and swapped.json()["version"] == version
+            again = await client.post(f"/models/tiny/load?version={tiny.version}", headers=KEY)
+            assert again.json()["version"] == tiny.version
+            over = True
+            await asyncio.gather(*asking)
+            assert {answer.status_code for answer in answers} == {200}
+            assert {answer.json()["version"] for answer in answers} == {tiny.version, other.version}
+            assert len(serving.workers.batchers) == 1
+
+    asyncio.run(test())
+
+
+def test_what_cannot_be_loaded_leaves_what_is(tiny: Artifact, tmp_path: Path) -> None:
+    broken = save_tiny(tmp_path, "tiny", classes=5)
+    (broken.folder / "fp32.onnx").chmod(0o644)
+    (broken.folder / "fp32.onnx").write_bytes(b"not a graph")
+
+    async def test() -> None:
+        async with started(tiny, **ADMIN) as serving, client_of(serving) as client:
+            refused = await client.post(f"/models/tiny/load?version={broken.version}", headers=KEY)
+            assert is_error(refused, 409, "unloadable_model", "sha256")
+            assert is_error(await client.post("/models/nothing/load", headers=KEY), 404, "unknown_model", "export")
+            assert is_error(await client.post("/models/tiny/load?v=1", headers=KEY), 400, "bad_request", "'v' is no")
+            look = {"Authorization": "Bearer look"}
+            assert (await client.get("/models/tiny", headers=look)).json()["version"] == tiny.version
+
+    asyncio.run(test())
+    import bentoml
+
+    bentoml.models.delete(broken.tag)
+
+
+def test_a_network_is_unloaded_and_comes_back(tiny: Artifact) -> None:
+    async def test() -> None:
+        async with started(tiny, PODIUM_ADMIN_TOKEN="turn the key") as serving, client_of(serving) as client:
+            assert (await client.post("/models/tiny/unload", headers=KEY)).json() == {"unloaded": tiny.tag}
+            assert is_error(await client.post("/classify", content=jpeg()), 404, "unknown_model", "none")
+            assert is_error(await client.get("/readyz"), 503, "not_ready", "no model")
+            assert is_error(await client.post("/models/tiny/unload", headers=KEY), 404, "unknown_model")
+            assert (await client.get("/models")).json() == {"default": None, "models": []}
+            assert (await client.post(f"/models/tiny/load?version={tiny.version}", headers=KEY)).status_code == 200
+            assert (await client.post("/classify", content=jpeg())).status_code == 200
+
+    asyncio.run(test())
+
+
+# Request ids
+
+
+def test_every_response_carries_the_requests_id(tiny: Artifact) -> None:
+    async def test() -> None:
+        async with started(tiny) as serving, client_of(serving) as client:
+            for path in ("/classify", "/livez", "/ui/", "/nowhere", "/models/none"):
+                mine = await client.get(path, headers={"X-Request-ID": "trace/7:a"})
+                assert mine.headers["x-request-id"] == "trace/7:a"
+            made = [
+                (await client.get("/livez", headers=h)).headers["x-request-id"] for h in ({}, {"X-Request-ID": 'a"b'})
+            ]
+            assert len(set(made)) == 2 and 'a"b' not in made
+
+    asyncio.run(test())
+
+
+def test_the_log_names_the_request_that_failed(tiny: Artifact, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with started(tiny) as serving, client_of(serving) as client:
+            serving.models["tiny"].batcher.run = lambda batch: np.full((len(batch), 10), np.nan, np.float32)
+            response = await client.post("/classify", content=jpeg(), headers={"X-Request-ID": "find-me"})
+            assert is_error(response, 500, "internal")
+
+    asyncio.run(test())
+    assert "request_id=find-me" in caplog.text

@@ -6,14 +6,15 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 from models.preprocess import Pixels
-from serving.batcher import Batcher, Engine, Scored
-from serving.errors import Closing, DeadlinePassed, InferenceFailed, Overloaded
+from serving.batcher import Batcher, Scored, Workers
+from serving.errors import Closing, DamagedImage, DeadlinePassed, InferenceFailed, Overloaded
 from serving.runtime import Scores
 
 SHAPE = (2, 2, 3)
@@ -48,16 +49,16 @@ def image(number: int) -> Pixels:
 
 
 @asynccontextmanager
-async def batcher(gate: Gate, engine: Engine | None = None, **options: Any) -> Any:
-    shared = engine or Engine()
+async def batcher(gate: Gate, workers: Workers | None = None, **options: Any) -> Any:
+    shared = workers or Workers(2)
     made = Batcher(gate, SHAPE, shared, **{"max_batch": 4, "max_queue": 16, **options})
     try:
         yield made
     finally:
         gate.passage.set()
         await made.close()
-        if engine is None:
-            shared.close()
+        if workers is None:
+            await asyncio.to_thread(shared.close)
 
 
 def soon(seconds: float = 30) -> float:
@@ -66,17 +67,17 @@ def soon(seconds: float = 30) -> float:
 
 async def ask(to: Batcher, number: int, seconds: float = 30) -> Scored:
     with to.admit():
-        return await to.submit(image(number), soon(seconds))
+        return await to.submit(partial(image, number), soon(seconds))
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 60))  # type: ignore[arg-type]
 
 
-async def settle() -> None:
-    """Let every task that can run do so."""
-    for _ in range(10):
-        await asyncio.sleep(0)
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what the workers' threads bring about; `run` ends a test that waits in vain."""
+    while not condition():
+        await asyncio.sleep(0.001)
 
 
 def test_an_idle_engine_starts_at_once_and_alone() -> None:
@@ -97,7 +98,7 @@ def test_what_arrives_while_the_engine_is_busy_is_the_next_batch_in_order() -> N
             first = asyncio.create_task(ask(to, 0))
             await gate.busy()
             others = [asyncio.create_task(ask(to, n)) for n in range(1, 7)]
-            await settle()
+            await until(lambda: len(to._ready) == 6)
             gate.passage.set()
             answers = await asyncio.gather(first, *others)
         assert gate.batches == [[0], [1, 2, 3, 4], [5, 6]]
@@ -112,7 +113,7 @@ def test_a_full_queue_is_429_with_retry_after_and_room_comes_back() -> None:
         gate = Gate(closed=True)
         async with batcher(gate, max_queue=3) as to:
             tasks = [asyncio.create_task(ask(to, n)) for n in range(3)]
-            await settle()
+            await until(lambda: to.accepted == 3)
             with pytest.raises(Overloaded) as refused:
                 await ask(to, 3)
             assert refused.value.retry_after is not None and refused.value.retry_after >= 1
@@ -160,13 +161,13 @@ def test_a_client_that_is_gone_leaves_the_queue() -> None:
             first = asyncio.create_task(ask(to, 0))
             await gate.busy()
             gone = asyncio.create_task(ask(to, 1))
-            await settle()
+            await until(lambda: len(to._ready) == 1)
             assert depths[-1] == 1
             gone.cancel()
-            await settle()
+            await until(lambda: not to._ready)
             assert depths[-1] == 0
             after = asyncio.create_task(ask(to, 2))  # there is room again
-            await settle()
+            await until(lambda: len(to._ready) == 1)
             gate.passage.set()
             await asyncio.gather(first, after)
         assert gone.cancelled() and gate.batches == [[0], [2]]
@@ -181,7 +182,7 @@ def test_a_failing_engine_fails_its_batch_and_no_other() -> None:
             tasks = [asyncio.create_task(ask(to, 0))]
             await gate.busy()
             tasks += [asyncio.create_task(ask(to, n)) for n in (255, 1, 2, 3)]
-            await settle()
+            await until(lambda: len(to._ready) == 4)
             gate.passage.set()
             good, broken, beside, *later = await asyncio.gather(*tasks, return_exceptions=True)
         assert gate.batches == [[0], [255, 1], [2, 3]]
@@ -235,7 +236,7 @@ def test_closing_answers_what_was_accepted_and_refuses_the_rest() -> None:
             tasks = [asyncio.create_task(ask(to, n)) for n in range(6)]
             await gate.busy()
             closing = asyncio.create_task(to.close())
-            await settle()
+            await until(lambda: to.closing)
             with pytest.raises(Closing) as refused:
                 await ask(to, 9)
             assert refused.value.retry_after
@@ -249,7 +250,7 @@ def test_closing_answers_what_was_accepted_and_refuses_the_rest() -> None:
 
 def test_models_take_turns() -> None:
     async def test() -> None:
-        engine, order = Engine(), []
+        workers, order = Workers(2), []
 
         def recording(name: str, gate: Gate) -> Callable[[Pixels], Scores]:
             def call(batch: Pixels) -> Scores:
@@ -259,32 +260,85 @@ def test_models_take_turns() -> None:
             return call
 
         slow, other = Gate(closed=True), Gate()
-        async with batcher(slow, engine, max_batch=1) as a, batcher(other, engine, max_batch=1) as b:
+        async with batcher(slow, workers, max_batch=1) as a, batcher(other, workers, max_batch=1) as b:
             a.run, b.run = recording("a", slow), recording("b", other)
             tasks = [asyncio.create_task(ask(a, n)) for n in range(4)]
             await slow.busy()
             tasks += [asyncio.create_task(ask(b, n)) for n in range(2)]
-            await settle()
+            await until(lambda: (len(a._ready), len(a._undecoded), len(b._ready)) == (2, 1, 2))
             slow.passage.set()
             await asyncio.gather(*tasks)
-        engine.close()
+        await asyncio.to_thread(workers.close)
         assert order == ["a", "b", "a", "b", "a", "a"]
 
     run(test)
 
 
-def test_losing_the_event_loop_leaves_no_caller_waiting() -> None:
+def test_what_is_wrong_with_one_image_is_its_own_answer() -> None:
     async def test() -> None:
+        def damaged() -> Pixels:
+            raise DamagedImage("cut off")
+
+        def defect() -> Pixels:
+            raise RuntimeError("a defect of ours")
+
         gate = Gate(closed=True)
         async with batcher(gate) as to:
-            tasks = [asyncio.create_task(ask(to, n)) for n in range(6)]
+            first = asyncio.create_task(ask(to, 0))
             await gate.busy()
-            worker = to._worker
-            assert worker is not None
-            worker.cancel()
-            with suppress(asyncio.CancelledError):
-                await worker
-            errors = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [type(error) for error in errors] == [Closing] * 6
+            prepared = (partial(image, 1), damaged, partial(image, 2), defect)
+            others = [asyncio.create_task(to.submit(one, soon())) for one in prepared]
+            await until(lambda: len(to._ready) == 2)
+            gate.passage.set()
+            one, bad, two, ours = await asyncio.gather(*others, return_exceptions=True)
+            await first
+        assert gate.batches == [[0], [1, 2]]
+        assert isinstance(one, Scored) and isinstance(two, Scored)
+        assert isinstance(bad, DamagedImage) and isinstance(ours, InferenceFailed)
+
+    run(test)
+
+
+def test_damaged_images_without_end_do_not_keep_a_good_one_waiting() -> None:
+    async def test() -> None:
+        def damaged() -> Pixels:
+            raise DamagedImage("cut off")
+
+        async with batcher(Gate(), Workers(1)) as to:
+            over = False
+
+            async def flood() -> None:
+                while not over:
+                    with suppress(DamagedImage):
+                        await to.submit(damaged, soon())
+
+            floods = [asyncio.create_task(flood()) for _ in range(8)]
+            assert (await ask(to, 3)).scores[0] == 3
+            over = True
+            await asyncio.gather(*floods)
+
+        await asyncio.to_thread(to.workers.close)
+
+    run(test)
+
+
+def test_under_load_batches_fill_before_the_engine_runs() -> None:
+    async def test() -> None:
+        gate, first = Gate(), threading.Event()
+
+        def held() -> Pixels:
+            assert first.wait(30)
+            return image(0)
+
+        workers = Workers(1)
+        async with batcher(gate, workers) as to:
+            tasks = [asyncio.create_task(to.submit(held, soon()))]
+            await until(lambda: not to._undecoded and len(tasks) == 1)
+            tasks += [asyncio.create_task(ask(to, n)) for n in range(1, 8)]
+            await until(lambda: len(to._undecoded) == 7)
+            first.set()
+            await asyncio.gather(*tasks)
+        await asyncio.to_thread(workers.close)
+        assert gate.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
     run(test)

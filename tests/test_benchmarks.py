@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -386,48 +385,6 @@ def test_watts_and_joules_are_gross_and_net() -> None:
     assert found["net_joules_per_image"] == pytest.approx(50 / 16)
     assert found["std_w"] == pytest.approx(0, abs=1e-9) and found["temperature_c"] == 50
     assert set(records.POWER) <= found.keys()
-
-
-def nvml(readings: Sequence[int | Exception]) -> SimpleNamespace:
-    class NVMLError(Exception):
-        pass
-
-    left = iter(readings)
-
-    def energy(device: str) -> int:
-        reading = next(left)
-        if isinstance(reading, Exception):
-            raise NVMLError(*reading.args)
-        return reading
-
-    def unknown(*_: object) -> int:
-        raise NVMLError("Not Supported")
-
-    return SimpleNamespace(
-        NVMLError=NVMLError, NVML_TEMPERATURE_GPU=0, NVML_CLOCK_SM=1, nvmlInit=lambda: None,
-        nvmlDeviceGetHandleByIndex=lambda index: f"gpu{index}", nvmlDeviceGetTotalEnergyConsumption=energy,
-        nvmlDeviceGetTemperature=lambda *_: 61, nvmlDeviceGetClockInfo=unknown,
-    )  # fmt: skip
-
-
-def test_nvml_s_millijoules_become_joules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(measure.sys.modules, "pynvml", nvml([5_000, 5_000, 12_500, 20_000]))
-    sensor = power.sensor_for("tensorrt", lambda _: None)
-    assert sensor.joules() == 15.0
-    assert sensor.details() == {"temperature_c": 61, "sm_clock_mhz": None}
-
-
-@pytest.mark.parametrize(
-    ("readings", "reason"),
-    [
-        ([ValueError("Not Supported")], "no energy counter: Not Supported"),
-        ([7, 7, 7], "nvml counter is there but stands"),
-    ],
-)
-def test_a_board_without_a_counter_says_so(monkeypatch: pytest.MonkeyPatch, readings: list[Any], reason: str) -> None:
-    monkeypatch.setitem(measure.sys.modules, "pynvml", nvml(readings))
-    with pytest.raises(power.SensorError, match=reason):
-        power.sensor_for("tensorrt", lambda _: None)
 
 
 def test_a_measured_power_pass_stands_in_the_record(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,12 +20,23 @@ ARROWS = {
     "models": (),
     "serving": ("models",),
     "export": ("models", "serving.runtime"),
-    "benchmarks": ("models", "export.store", "serving.runtime"),
+    # gpu.sh makes its own files where there is no store to take them from, and checks them as the exporter does.
+    "benchmarks": (
+        "models",
+        "export.parity",
+        "export.store",
+        "export.to_engine",
+        "export.to_onnx",
+        "serving.runtime",
+    ),
     "service": ("models", "serving"),
 }
 
 # Loaded inside the function that needs them, so that a command line starts at once and a server needs no torch.
-LAZY = {"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pynvml", "cuda", "bentoml"}
+LAZY = {
+    "torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pynvml", "cuda", "bentoml",
+    "pyarrow", "ray",
+}  # fmt: skip
 
 # torch or onnx is what these are made of: nothing imports them but the functions that build, export or train.
 TORCH_FILES = {

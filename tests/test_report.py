@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import claims, figures, records, report
+from benchmarks import claims, figures, records, report, roofline
 from benchmarks.__main__ import main
 from tests.conftest import ROOT
 
@@ -190,6 +190,99 @@ def test_several_runs_are_told_apart() -> None:
     documents = [(f"run{i}", document(networks=("alexnet",), batches=(1,), cpu=f"CPU {i}")) for i in range(2)]
     assert [one.label for one in report.series_of(documents)] == [f"ONNX Runtime fp32, run{i}" for i in range(2)]
     assert "CPU 0, CPU 1" in report.markdown(documents, report.series_of(documents), [])
+
+
+def on_gpu(**more: Any) -> dict[str, Any]:
+    """`document` as benchmarks/gpu.sh would write it on a GPU that does not exist."""
+    one = document(engines=(("torch-cuda", "fp16"),), batches=(1, 8, 16, 64, 256), watts=400.0, **more)
+    one["environment"] |= {"gpus": [{"name": "Synthetic GPU"}], "settings": "gpu", "rates": {"copy_gb_s": 4000.0}}
+    one["environment"] |= {"power": {"source": "nvml", "mig": None, "other_processes": {"count": 0}}}
+    for item in one["records"]:
+        work = roofline.Work(2 * item["macs"], 2 * item["params"], 50_000_000)
+        limit, share = roofline.bound(work, item["batch"], 4000.0, 800_000.0), 0.2 + 0.1 * math.log10(item["batch"])
+        item["memory_mb"] |= {"peak_rss": None, "peak_gpu": 100.0 + max(30, 2 * item["batch"])}
+        item["power"]["source"] = "nvml"
+        item["parity"] = {"verdict": "pass"}
+        item["roofline"] = {
+            "operations": work.operations, "weight_bytes": work.weight_bytes, "image_bytes": work.image_bytes,
+            "operations_per_byte": limit.intensity, "copy_gb_s": 4000.0, "matrix_gop_s": 800_000.0,
+            "attainable_img_s": limit.img_s, "bound_by": limit.by, "img_s": share * limit.img_s, "share": share,
+            "timed": "device",
+        }  # fmt: skip
+    return records.validate(one)
+
+
+def test_cpu_and_gpu_stand_side_by_side() -> None:
+    cpu, gpu = document(networks=("alexnet", "resnet50", "vgg16")), on_gpu()
+    documents = [("cpu", cpu), ("gpu", gpu)]
+    text = report.markdown(documents, report.series_of(documents), [])
+    assert text.startswith("# Time and power on Synthetic GPU, Imaginary CPU")
+    section = text.split("## Machines side by side")[1].split("##")[0]
+    head = [cell.strip() for cell in section.split("|", 8)[1:8]]
+    assert head == [
+        "network", "Imaginary CPU @ 2.00GHz, best (img/s)", "with", "one image (ms)", "Synthetic GPU, best (img/s)",
+        "with", "one image (ms)",
+    ]  # fmt: skip
+    rows = {
+        row.split("|")[1].strip(): [c.strip() for c in row.split("|")[2:-1]] for row in section.splitlines()[4:] if row
+    }
+    best = max(i["throughput_img_s"] for i in gpu["records"] if i["network"] == "resnet50")
+    assert rows["resnet50"][3:5] == [records.significant(best), "PyTorch CUDA fp16, batch 256"]
+    one = next(i for i in cpu["records"] if i["network"] == "resnet50" and i["batch"] == 1)
+    assert rows["resnet50"][2] == records.significant(one["latency_ms"]["p50"])
+    assert rows["densenet121"][:3] == [records.significant(None)] * 3
+    assert "<h2>Machines side by side</h2>" in report.page(documents, report.series_of(documents), [])
+    assert report.together([("one", cpu), ("two", document())]) == ([], [])
+
+
+def test_the_roofline_is_drawn_and_told_where_records_hold_it(tmp_path: Path) -> None:
+    gpu = on_gpu(networks=("alexnet", "resnet50"), untrained=("alexnet",))
+    folder = written(tmp_path, gpu)
+    text, page = ((folder / name).read_text("utf-8") for name in (report.MARKDOWN, report.PAGE))
+    table = text.split("\n## Roofline")[1].split("\n## ")[0]
+    row = next(line for line in table.splitlines() if line.startswith("| resnet50 |") and "| 256 |" in line)
+    assert [cell.strip() for cell in row.split("|")][7:9] == ["44.1", "memory"]
+    assert table.count("| alexnet† |") == 2  # the smallest and the largest batch
+    assert page.count("<svg ") == len(figures.FIGURES) + 1 and "Roofline" in page
+    svg = (folder / "figures" / "11-roofline.svg").read_text("utf-8")
+    assert "<!-- operations per second (10¹²) -->" in svg and "800 x 10¹² operations/s in fp16 matrices" in svg
+    assert "every map written and read once" in text and "Memory of a network on a GPU" in text
+    assert "was measured by benchmarks/gpu.sh" in text and "mig not known" in text and "cpus no limit" in text
+    # Records without one are reported as before.
+    assert "Roofline" not in report.markdown([("one", document())], report.series_of([("one", document())]), [])
+
+
+def test_the_roofline_s_points_and_roof_are_the_records() -> None:
+    gpu = on_gpu(networks=("alexnet", "resnet50"))
+    [axis] = figures.roofline(report.series_of([("one", gpu)])).axes
+    roof = next(line for line in axis.lines if len(line.get_xdata()) > 1 and line.get_linewidth() == 1.6)  # type: ignore[arg-type]
+    for x, y in zip(roof.get_xdata(), roof.get_ydata(), strict=True):  # type: ignore[arg-type]
+        assert y == pytest.approx(min(800_000.0, 4000.0 * x) / 1e3)
+    seen = {tuple(np.round([*line.get_xdata(), *line.get_ydata()], 6)) for line in axis.lines}  # type: ignore[misc]
+    for item in gpu["records"]:
+        held = item["roofline"]
+        point = (held["operations_per_byte"], held["img_s"] * held["operations"] / 1e12)
+        assert tuple(np.round(point, 6)) in seen
+    assert [text.get_text() for text in axis.texts][1:] == ["resnet50 (256)", "alexnet (256)"]
+
+
+def test_claims_advice_and_plans_take_a_gpu_s_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu = on_gpu()
+    told = {claim.number: claim for claim in claims.test(gpu["records"])}
+    assert {number: claim.verdict for number, claim in told.items()} | {2: "", 3: "", 4: ""} == {
+        1: claims.HOLDS, 2: "", 3: "", 4: "", 5: claims.HOLDS,
+    }  # fmt: skip
+    assert all(claim.value is not None for claim in told.values())
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps(gpu), "utf-8")
+    assert main(["recommend", str(path), "--min-top1", "70", "--max-watts", "500", "--max-memory-mb", "200"]) == 0
+    out = capsys.readouterr().out
+    assert "torch-cuda" in out.split("\n")[1] and "at most 500 W" in out
+    # The queueing model's work grows with the square of the batch and more; a few networks and small batches show it.
+    few = [i for i in gpu["records"] if i["batch"] <= 16 and i["network"] in ("alexnet", "resnet50")]
+    path.write_text(json.dumps(gpu | {"records": few}), "utf-8")
+    assert main(["plan", str(path), "--rate", "100", "--slo-ms", "2000"]) == 0
+    assert "torch-cuda" in capsys.readouterr().out
 
 
 def test_a_busy_machine_is_mentioned() -> None:

@@ -3,57 +3,172 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from models.console import Failure
 from serving import runtime
-from serving.runtime import Artifact, ArtifactError, OnnxRuntimeCuda, available, choose, installed, open
-from tests.conftest import save_tiny
+from serving.runtime import (
+    Artifact,
+    ArtifactError,
+    OnnxRuntime,
+    OnnxRuntimeCuda,
+    available,
+    choose,
+    installed,
+    open,
+    unusable,
+)
+from tests.conftest import SHAPE, save_tiny, tiny_onnx
+
+
+class Value:
+    """ONNX Runtime's OrtValue in the GPU's memory: one place, written and read by copies."""
+
+    def __init__(self, shape: list[int], dtype: Any, device: str, index: int) -> None:
+        assert (device, index) == ("cuda", 0)
+        self.memory = np.zeros(shape, dtype)
+
+    @classmethod
+    def ortvalue_from_shape_and_type(cls, *arguments: Any) -> Value:
+        return cls(*arguments)
+
+    def update_inplace(self, array: np.ndarray[Any, Any]) -> None:
+        assert array.shape == self.memory.shape and array.dtype == self.memory.dtype
+        self.memory[:] = array
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        return self.memory.copy()
+
+
+class Binding:
+    def __init__(self) -> None:
+        self.bound: dict[str, Value] = {}
+
+    def bind_ortvalue_input(self, name: str, value: Value) -> None:
+        self.bound[name] = value
+
+    bind_ortvalue_output = bind_ortvalue_input
+
+
+class Session:
+    """ONNX Runtime's session as it is on a machine with CUDA: the first run of a graph's name captures the places it
+    reads and writes, and later runs replay those, whatever is bound by then. It gives the first four bytes back.
+    """
+
+    providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    made: ClassVar[list[Session]] = []
+
+    def __init__(self, path: str, options: Any, providers: Any) -> None:
+        assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+        [(name, self.how)] = providers
+        assert name == "CUDAExecutionProvider"
+        self.graphs: dict[str, tuple[Value, Value]] = {}
+        self.runs: list[str] = []
+        Session.made.append(self)
+
+    def get_providers(self) -> list[str]:
+        return list(self.providers)
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name="image", shape=["batch", 2, 2, 1])]
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name="probabilities", shape=["batch", 4])]
+
+    def io_binding(self) -> Binding:
+        return Binding()
+
+    def run_with_iobinding(self, binding: Binding, options: Any) -> None:
+        name = options.get_run_config_entry("gpu_graph_id")
+        bound = (binding.bound["image"], binding.bound["probabilities"])
+        source, target = self.graphs.setdefault(name, bound)
+        target.memory[:] = source.memory.reshape(len(source.memory), 4)
+        self.runs.append(name)
 
 
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """ONNX Runtime's session as it is on a machine with CUDA: it records what it is given to run."""
     import onnxruntime as ort
 
-    class Session:
-        providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
-        ran: tuple[Any, ...] = ()
-
-        def __init__(self, path: str, options: Any, providers: Any) -> None:
-            assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
-            assert [name for name, _ in providers] == ["CUDAExecutionProvider"]
-
-        def get_providers(self) -> list[str]:
-            return list(self.providers)
-
-        def get_inputs(self) -> list[Any]:
-            return [type("Input", (), {"name": "image"})]
-
-        def run(self, _: None, feed: dict[str, Any]) -> list[Any]:
-            (batch,) = feed.values()
-            Session.ran += (batch.copy(),)
-            return [batch.reshape(len(batch), -1)[:, :4].astype(np.float32)]
-
     monkeypatch.setattr(ort, "InferenceSession", Session)
+    monkeypatch.setattr(ort, "OrtValue", Value)
+    monkeypatch.setattr(Session, "made", [])
     return Session
 
 
-def test_cuda_that_falls_back_to_the_cpu_is_refused(session: Any) -> None:
-    session.providers = ("CPUExecutionProvider",)
+def test_cuda_that_falls_back_to_the_cpu_is_refused(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "providers", ("CPUExecutionProvider",))
     with pytest.raises(ArtifactError, match="gave CPUExecutionProvider in place of CUDAExecutionProvider"):
         OnnxRuntimeCuda(Path("fp32.onnx"), "fp32", 1)
 
 
-def test_cuda_pads_batches_to_powers_of_two_and_gives_back_what_was_asked(session: Any) -> None:
-    engine = OnnxRuntimeCuda(Path("fp32.onnx"), "fp32", 1)
-    images = np.random.default_rng(0).integers(0, 256, (7, 2, 2, 1), dtype=np.uint8)
-    for count in (5, 1, 7, 3):
+def test_cuda_pads_to_buckets_and_gives_back_what_was_asked(session: Any) -> None:
+    engine = OnnxRuntimeCuda(Path("fp32.onnx"), "fp32", 1, max_batch=7)
+    images = np.random.default_rng(0).integers(0, 256, (21, 2, 2, 1), dtype=np.uint8)
+    # 21 images are more than the largest bucket, the power of two that holds `max_batch`.
+    for count in (5, 1, 7, 3, 8, 21, 5):
         np.testing.assert_array_equal(engine.run(images[:count]), images[:count].reshape(count, 4))
-    assert [len(batch) for batch in session.ran] == [8, 1, 8, 4]
+    [made] = session.made
+    assert made.runs == ["8", "1", "8", "4", "8", "8", "8", "8", "8"]
+    assert (made.how["enable_cuda_graph"], made.how["prefer_nhwc"], made.how["use_tf32"]) == ("1", "1", "0")
+    engine.close()
+    engine.close()
+
+
+def test_every_bucket_has_a_graph_and_buffers_of_its_own(session: Any) -> None:
+    engine = OnnxRuntimeCuda(Path("fp32.onnx"), "fp32", 1)
+    for count in (1, 2, 4, 1, 2, 4):
+        engine.run(np.full((count, 2, 2, 1), count, np.uint8))
+    [made] = session.made
+    assert {name: len(source.memory) for name, (source, _) in made.graphs.items()} == {"1": 1, "2": 2, "4": 4}
+    memory = [id(value.memory) for pair in made.graphs.values() for value in pair]
+    assert len(set(memory)) == 6
+
+
+def test_cuda_s_calls_are_onnx_runtime_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same buffers, bindings and options with the real library, on the device that every machine has."""
+    import onnxruntime as ort
+
+    real, allocate = ort.InferenceSession, ort.OrtValue.ortvalue_from_shape_and_type
+
+    def on_cpu(path: str, options: Any, providers: Any) -> Any:
+        opened = real(path, providers=["CPUExecutionProvider"])
+        monkeypatch.setattr(opened, "get_providers", lambda: [providers[0][0]])
+        return opened
+
+    monkeypatch.setattr(ort, "InferenceSession", on_cpu)
+    monkeypatch.setattr(
+        ort.OrtValue, "ortvalue_from_shape_and_type", lambda shape, dtype, device, index: allocate(shape, dtype, "cpu")
+    )
+    path = tiny_onnx(tmp_path / "fp32.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (5, *SHAPE), dtype=np.uint8)
+    expected = real(str(path), providers=["CPUExecutionProvider"]).run(None, {"image": images})[0]
+    engine = OnnxRuntimeCuda(path, "fp32", 1, max_batch=2)
+    first = engine.run(images)
+    kept = first.copy()
+    np.testing.assert_allclose(first, expected, rtol=1e-5)
+    engine.run(images[::-1])
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_cpu_s_answers(tmp_path: Path) -> None:
+    if "onnxruntime-cuda" not in available():
+        pytest.skip(unusable("onnxruntime-cuda"))
+    from export.to_onnx import to_onnx
+    from models.weights import load
+
+    network = load("lenet5", "untrained")
+    to_onnx(network, tmp_path / "fp32.onnx", 8)
+    images = np.random.default_rng(0).integers(0, 256, (11, *network.preprocess.shape), dtype=np.uint8)
+    expected = OnnxRuntime(tmp_path / "fp32.onnx", "fp32", 1).run(images)
+    engine = OnnxRuntimeCuda(tmp_path / "fp32.onnx", "fp32", 1, max_batch=8)
+    for count in (1, 3, 11, 3, 8):  # each bucket is captured, then replayed
+        np.testing.assert_allclose(engine.run(images[:count]), expected[:count], atol=1e-4)
     engine.close()
 
 

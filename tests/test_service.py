@@ -217,11 +217,12 @@ def test_a_client_that_hangs_up_leaves_nothing_behind(server: Server) -> None:
             connection.putrequest("POST", "/classify")
             connection.putheader("Content-Length", str(len(jpeg())))
             connection.endheaders(sent)
-    gauge = 'bentoml_service_request_in_progress{endpoint="/classify"'
+    gone = 'bentoml_service_request_total{endpoint="/classify",http_response_code="499"'
     end = time.monotonic() + PATIENCE
     while True:
         metrics = server.ask("GET", "/metrics")[1].decode()
-        if [float(line.split()[-1]) for line in metrics.splitlines() if line.startswith(gauge)] == [0.0]:
+        counted = [float(line.split()[-1]) for line in metrics.splitlines() if line.startswith(gone)]
+        if counted == [2.0] and "podium_inflight 0.0" in metrics:
             break
         assert time.monotonic() < end, metrics
 

@@ -1,0 +1,564 @@
+"""`benchmarks/gpu.sh`: everything there is to know about the networks on one GPU, within nine minutes.
+
+What matters most comes first, every result is written as soon as it is there, and the file lists from its first
+moment what is still to come: a run may end at any time, by its budget, a signal or a power cut, and nothing is lost or
+hidden. A second run with the same file goes on where the first one ended. Without a GPU it does the same on the
+processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import selectors
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, NoReturn
+
+from benchmarks import engines as sides
+from benchmarks import environment, measure, power, records, roofline
+from benchmarks.advice import memory
+from benchmarks.measure import ROOT, PassError, Settings
+from export.store import manifest_of
+from models import SETS, SPECS, console, spec
+from models.console import Failure, Usage
+from serving.runtime import Artifact, cores, installed
+
+# The lecture's five, ResNet-50 before the others; its winners; then one network of each other family.
+OTHERS = ("squeezenet1_1", "inception_v3", "densenet121", "nin", "fractalnet34", "lenet5")
+NETWORKS = tuple(dict.fromkeys(("resnet50", *SETS["five"], *SETS["winners"], *OTHERS)))
+
+# The largest first: it is what a GPU is bought for. 16 is the fifth size, without which the claim about memory cannot
+# be told (`claims.FEWEST_BATCHES`).
+BATCHES = (256, 1, 64, 8, 16)
+CPU_BATCHES = (8, 1)
+
+# Nine minutes, less what is needed to start, to write and to say goodbye.
+BUDGET_S = 520.0
+
+LOOK = Settings("gpu", 1, 0.5, 0.5, 2.0, 0, 5, 2000, idle_s=10.0, window_s=5.0, trials=3)
+QUICK = Settings("gpu, quick", 1, 0.05, 0.05, 0.5, 0, 3, 200, idle_s=2.0, window_s=5.0, trials=1)
+
+# Sides of the matrices and MB of the copy in a quick look; 0 is roofline's own choice.
+QUICK_RATES = {"side": 512, "megabytes": 64}
+
+CPU_MODE = "CPU mode of benchmarks/gpu.sh: no GPU was used, and every figure is the processor's"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Cells of one network in one engine, batch after batch; or the power of one cell."""
+
+    network: str
+    engine: str
+    precision: str
+    batches: tuple[int, ...]
+    power: bool = False
+
+    @property
+    def keys(self) -> list[tuple[str, str, str, int]]:
+        return [(self.network, self.engine, self.precision, batch) for batch in self.batches]
+
+
+def plan(
+    networks: Sequence[str], sides_: Sequence[tuple[str, str]], batches: Sequence[int], metered: bool
+) -> list[Task]:
+    """What to do, the most useful first: a run that is cut off has done the first so many of these.
+
+    ResNet-50 whole, the five, other engines on ResNet-50, the other networks, then power at the largest batch and at
+    one, then the rest. `sides_` are (engine, precision), the main one first.
+    """
+    first, five, rest = networks[0], networks[1:5], networks[5:]
+    main, others = sides_[0], sides_[1:]
+    sizes = tuple(batches)
+    # Compiled once for every size, a minute each: the largest alone.
+    of = {side: sizes[:1] if side[0] in (sides.COMPILED, sides.ON_CUDA[sides.COMPILED]) else sizes for side in sides_}
+
+    def cells(names: Sequence[str], *wanted: tuple[str, str]) -> list[Task]:
+        return [Task(name, *side, of[side]) for side in wanted for name in names]
+
+    def watts(names: Sequence[str], side: tuple[str, str], *at: int) -> list[Task]:
+        return [Task(name, *side, (batch,), True) for batch in at for name in names if metered and batch in of[side]]
+
+    tasks = [*cells([first], main), *watts([first], main, sizes[0]), *cells(five, main)]
+    for other in others:
+        tasks += [*cells([first], other), *watts([first], other, sizes[0])]
+    tasks += cells(rest, main)
+    tasks += [*watts(five, main, sizes[0]), *watts([first, *five], main, *sizes[1:2])]
+    tasks += [*watts(rest, main, sizes[0]), *watts([first], main, *sizes[2:])]
+    tasks += [*cells(five, *others), *watts(rest, main, *sizes[1:2]), *watts(five, main, *sizes[2:])]
+    return list(dict.fromkeys(tasks))
+
+
+class Stopped(Exception):
+    """The run was told to end: by its budget or by a signal."""
+
+    def __init__(self, reason: str, status: int) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Child:
+    """The process that measures, started when it is first asked, and again after it failed."""
+
+    def __init__(self, device: str, threads: int, files: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        """`files` is a folder for what engines are made from, which outlives a child."""
+        self.device, self._clock = device, clock
+        self._always = {"device": device, "threads": threads, "files": str(files)}
+        self._running: subprocess.Popen[str] | None = None
+
+    def ask(self, job: dict[str, Any], deadline: float) -> dict[str, Any]:
+        """The answer to `job`; `PassError` where it failed, `Stopped` where none came by `deadline`."""
+        running = self._running or self._start()
+        assert running.stdin is not None
+        assert running.stdout is not None
+        with suppress(BrokenPipeError):  # it died since it last answered: told below
+            print(json.dumps(job | self._always), file=running.stdin, flush=True)
+        with selectors.DefaultSelector() as selector:
+            selector.register(running.stdout, selectors.EVENT_READ)
+            if not selector.select(max(0.0, deadline - self._clock())):
+                self.end()
+                raise Stopped("the time budget ended", 0)
+        line = running.stdout.readline()
+        if not line.endswith("\n"):  # it ended, perhaps in the middle of a word
+            status = running.wait()
+            self.end()
+            if status == -signal.SIGKILL:
+                raise PassError(f"memory ended in the {job['pass']} pass (SIGKILL)")
+            name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+            raise PassError(f"{name} in the {job['pass']} pass; its last words are above")
+        found: dict[str, Any] = json.loads(line)
+        if "failed" in found:
+            if self.device != "cpu":
+                self.end()  # after an error of CUDA's everything else fails too
+            raise PassError(found["failed"])
+        return found
+
+    def end(self) -> None:
+        """End the process at once; what it holds is of no use any more."""
+        if self._running is None:
+            return
+        running, self._running = self._running, None
+        running.kill()
+        running.wait()
+        for pipe in (running.stdin, running.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+    def _start(self) -> subprocess.Popen[str]:
+        here = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+        self._running = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.gpu_child"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=here,
+        )  # fmt: skip
+        return self._running
+
+
+class Run:
+    """One run: its file, its clock and its records, in the order of the plan."""
+
+    def __init__(
+        self,
+        path: Path,
+        here: dict[str, Any],
+        settings: Settings,
+        weights: str,
+        tasks: Sequence[Task],
+        budget_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.path, self.here, self.settings, self.weights, self.tasks = path, here, settings, weights, tasks
+        self._clock, self._began = clock, clock()
+        self.deadline, self.budget = self._began + budget_s, budget_s
+        self.records: dict[tuple[str, str, str, int], records.Record] = {}
+        self._checked: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self._exhausted: dict[tuple[str, str, str], int] = {}
+        self._took: dict[bool, list[float]] = {}  # seconds of the tasks done so far, by kind
+        self._metered = {key for task in tasks if task.power for key in task.keys}
+        for key in (key for task in tasks for key in task.keys):
+            self.records.setdefault(key, self._planned(*key))
+
+    def resume(self, kept: Sequence[records.Record]) -> int:
+        """Take over what an earlier run measured; how many records that is. Power it did not reach is still due."""
+        found = {
+            (item["network"], item["engine"], item["precision"], item["batch"]): item
+            for item in kept
+            if records.measured(item)
+        }
+        for key, item in found.items():
+            if item["power"]["mean_w"] is None and key in self._metered:
+                item["power"] = records.nothing_measured(POWER_PENDING)
+        # What this run does not ask for stays in the file too.
+        self.records |= found
+        return len(found)
+
+    def write(self) -> None:
+        records.write(self.path, self.here, list(self.records.values()))
+
+    def finish(self, reason: str) -> None:
+        """Say of everything that is left why it was not measured, and write the last of the file."""
+        for item in self.records.values():
+            if item["status"] == PENDING:
+                item["status"] = f"failed: not measured, {reason}"
+            elif item["power"]["reason"] == POWER_PENDING:
+                item["power"] = records.nothing_measured(f"not reached: {reason}")
+        self.write()
+
+    def go(self, child: Any, idle_w: float | None) -> None:
+        """Every task that is not done yet; `Stopped` when the time is over."""
+        for index, task in enumerate(self.tasks):
+            began = self._clock()
+            if task.power:
+                self._power(child, task, idle_w)
+            else:
+                self._cells(child, task)
+            if (took := self._clock() - began) > 0.01:
+                self._took.setdefault(task.power, []).append(took)
+            self._say(index + 1)
+            if child.device == "cpu" and self._leaves(task.network, index):
+                # On a CPU a network's memory is the process's: the next one begins in a fresh one.
+                child.end()
+
+    def _leaves(self, network: str, index: int) -> bool:
+        return index + 1 < len(self.tasks) and self.tasks[index + 1].network != network
+
+    def _cells(self, child: Any, task: Task) -> None:
+        side = (task.network, task.engine, task.precision)
+        for key in task.keys:
+            item = self.records[key]
+            if records.measured(item):
+                continue
+            try:
+                parity = self._check(child, side, task)
+                if key[3] >= self._exhausted.get(side, sys.maxsize):
+                    raise PassError(f"not tried, memory ended at batch {self._exhausted[side]}")
+                self._fill(item, self._ask(child, "cell", side, task, batch=key[3]), parity)
+            except PassError as error:
+                item["status"] = f"failed: {error}"
+                if "memory ended" in str(error):
+                    self._exhausted[side] = min(key[3], self._exhausted.get(side, sys.maxsize))
+            self.write()
+
+    def _check(self, child: Any, side: tuple[str, str, str], task: Task) -> dict[str, Any]:
+        """The verdict on the engine's answers; `PassError` where they are another network's: its speed is no result."""
+        if side not in self._checked:
+            try:
+                self._checked[side] = self._ask(child, "check", side, task)
+            except PassError as error:
+                self._checked[side] = {"verdict": "fail", "failures": [str(error)]}
+        found = self._checked[side]
+        if found["verdict"] != "pass":
+            raise PassError(f"the answers are not the network's: {'; '.join(found['failures'])}")
+        return found
+
+    def _fill(self, item: records.Record, found: dict[str, Any], parity: dict[str, Any]) -> None:
+        batch, images = item["batch"], item["batch"] * len(found["values"])
+        item["latency_ms"] = records.latency([found["values"]]) | {"warm": found["warm"]}
+        item["throughput_img_s"] = images / found["wall_s"]
+        item["cpu_seconds_per_image"] = found["cpu_s"] / images
+        item["memory_mb"] = found["memory"]
+        item["parity"] = parity
+        if found["device_values"]:
+            middle = median(found["device_values"])
+            item["device"] = {
+                "p50_ms": middle,
+                "throughput_img_s": 1e3 * batch / middle,
+                "values": [float(f"{value:.5g}") for value in found["device_values"]],
+            }
+        item["status"] = "ok"
+        item["roofline"] = roofline.of_record(item, self.here.get("rates") or {})
+
+    def _power(self, child: Any, task: Task, idle_w: float | None) -> None:
+        item = self.records[task.keys[0]]
+        if not records.measured(item) or item["power"]["reason"] != POWER_PENDING or idle_w is None:
+            return
+        if self.deadline - self._clock() < self.settings.trials * self.settings.window_s:
+            raise Stopped("the time budget ended", 0)
+        side = (task.network, task.engine, task.precision)
+        try:
+            found = self._ask(child, "power", side, task, batch=task.batches[0], idle_w=idle_w)
+            # Those that were there before ours; later, and in a container, the two cannot be told apart.
+            item["power"] = found | {"other_processes": self.here["power"].get("other_processes")}
+        except PassError as error:
+            item["power"] = records.nothing_measured(f"the power pass failed: {error}")
+        self.write()
+
+    def _ask(self, child: Any, what: str, side: tuple[str, str, str], task: Task, **more: Any) -> dict[str, Any]:
+        network, engine, precision = side
+        job = {
+            "pass": what, "network": network, "engine": engine, "precision": precision, "weights": self.weights,
+            "settings": asdict(self.settings), "batches": sorted(task.batches),
+        }  # fmt: skip
+        found: dict[str, Any] = child.ask(job | more, self.deadline)
+        return found
+
+    def _planned(self, network: str, engine: str, precision: str, batch: int) -> records.Record:
+        row = spec(network)
+        manifest = manifest_of(network, {"kind": self.weights}, row.preprocess, row.classes, batch, row)
+        cell = measure.Cell(Artifact(ROOT, manifest), engine, precision, batch)
+        item = measure.describe(cell, int(self.here["threads"]), self.settings)
+        reason = POWER_PENDING if (network, engine, precision, batch) in self._metered else POWER_UNPLANNED
+        return item | {"status": PENDING, "power": records.nothing_measured(reason)}
+
+    def _say(self, done: int) -> None:
+        """One line on stderr: the last figures, how far it is, and how long it will take."""
+        task, left = self.tasks[done - 1], self.tasks[done:]
+        mean = {kind: sum(took) / len(took) for kind, took in self._took.items()}
+        known = [mean[one.power] for one in left if one.power in mean]
+        eta = min(sum(known), max(0.0, self.deadline - self._clock()))
+        when = f"[{self._clock() - self._began:4.0f} s of {self.budget:.0f}]"
+        what = ", ".join(told(self.records[key], task.power) for key in task.keys)
+        print(
+            f"{when} {task.network} {task.engine} {task.precision}: {what}; "
+            f"{done} of {len(self.tasks)} done, about {eta:.0f} s left",
+            file=sys.stderr,
+        )
+
+
+# What stands in a record until it is measured: the file is true at every moment.
+PENDING = "failed: not measured, the run was cut off before it"
+POWER_PENDING = "not reached before the run was cut off"
+POWER_UNPLANNED = "not among the cells whose power benchmarks/gpu.sh reads"
+
+
+def told(item: records.Record, watts: bool) -> str:
+    if not records.measured(item):
+        return f"batch {item['batch']} {item['status'].split(': ', 1)[0]}"
+    if watts:
+        net = item["power"]["net_w"]
+        return f"batch {item['batch']} " + (f"{net:.0f} W net" if net is not None else item["power"]["reason"])
+    return f"batch {item['batch']} {records.significant(item['throughput_img_s'])} img/s"
+
+
+def parser() -> argparse.ArgumentParser:
+    made = console.parser(
+        "benchmarks/gpu.sh",
+        "Measure the networks on this machine's NVIDIA GPU: correctness, latency, throughput, memory, power, roofline.",
+        "benchmarks/gpu.sh --out gpu.json",
+    )
+    made.add_argument("--cpu", action="store_true", help="on the processor, as where there is no GPU")
+    made.add_argument("--network", type=words, default=NETWORKS, metavar="N,...", help="default: those of docs/gpu.md")
+    made.add_argument("--batch", type=sizes, metavar="B,...", help=f"default: {BATCHES}; with --cpu {CPU_BATCHES}")
+    made.add_argument(
+        "--engine", type=words, metavar="E,...", help="as ENGINE or ENGINE:PRECISION (default: all that are here)"
+    )
+    made.add_argument("--weights", default="untrained", choices=("untrained", "pretrained"), help="default: untrained")
+    made.add_argument("--budget", type=seconds, default=BUDGET_S, metavar="S", help=f"default: {BUDGET_S:g}")
+    made.add_argument("--trials", type=int, metavar="N", help=f"power windows of a cell (default: {LOOK.trials})")
+    made.add_argument("--threads", type=int, default=0, metavar="N", help="of the processor (default: every core)")
+    made.add_argument("--quick", action="store_true", help="shorter looks and one trial: a trial run, not a result")
+    made.add_argument("--fresh", action="store_true", help="measure again what --out already holds")
+    made.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: .podium/results/<machine>-<date>-gpu.json (or -gpu-cpu-mode)"
+    )
+    made.set_defaults(call=run)
+    return made
+
+
+def words(text: str) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(word for word in text.split(",") if word))
+    if not found:
+        raise argparse.ArgumentTypeError("expected a comma-separated list")
+    return found
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    found = tuple(int(word) if word.isascii() and word.isdigit() else 0 for word in words(text))
+    if 0 in found:
+        raise argparse.ArgumentTypeError("expected integers from 1")
+    return found
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def chosen(asked: Sequence[str] | None, device: str) -> list[tuple[str, str]]:
+    """(engine, precision) to run, the main one first: those asked for, or all that are installed."""
+    if asked:
+        pairs = [tuple(word.split(":", 1)) if ":" in word else (word, default(word)) for word in asked]
+        for engine, precision in pairs:
+            if engine not in ENGINES:
+                raise Usage(f"no engine is called {engine!r}; there are {', '.join(ENGINES)}")
+            if precision not in ("fp32", "fp16"):
+                raise Usage(f"{engine}:{precision}: precisions here are fp32 and fp16; INT8 needs an export")
+        return [(engine, precision) for engine, precision in pairs]
+    if device == "cpu":
+        return [(sides.TORCH, "fp32")]
+    torch_sides = [(sides.ON_CUDA[sides.TORCH], "fp16"), (sides.ON_CUDA[sides.TORCH], "fp32")]
+    here = installed()
+    found = [(engine, "fp16") for engine in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda") if engine in here]
+    return [torch_sides[0], *found, (sides.ON_CUDA[sides.COMPILED], "fp16"), torch_sides[1]]
+
+
+ENGINES = (
+    sides.TORCH, sides.COMPILED, *sides.ON_CUDA.values(), "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt",
+    "tensorrt-rtx",
+)  # fmt: skip
+
+
+def default(engine: str) -> str:
+    return "fp32" if engine in (sides.TORCH, sides.COMPILED, "onnxruntime", "openvino") else "fp16"
+
+
+def run(options: argparse.Namespace) -> int:
+    clock, began = time.monotonic, time.monotonic()
+    networks = tuple(spec(name).name for name in options.network)
+    device = "cpu" if options.cpu or not sides.cuda() else "cuda"
+    settings = QUICK if options.quick else LOOK
+    if options.trials is not None:
+        settings = replace(settings, trials=max(1, options.trials))
+    wanted = chosen(options.engine, device)
+    batches = options.batch or (BATCHES if device == "cuda" else CPU_BATCHES)
+    threads = options.threads or cores()
+    here = environment.describe(threads) | {
+        "settings": settings.name + (", CPU mode" if device == "cpu" else ""),
+        "command": shlex.join(["benchmarks/gpu.sh", *sys.argv[1:]]),
+    }
+    if device == "cpu":
+        here["mode"] = CPU_MODE
+        print(f"benchmarks/gpu.sh: {CPU_MODE}", file=sys.stderr)
+    path = options.out or default_path(environment.machine(here), device)
+    kept = [] if options.fresh else earlier(path, here)
+
+    watts = idle(wanted[0][0], settings)
+    here["power"] = watts
+    tasks = plan(networks, wanted, batches, watts["reason"] is None)
+    made = Run(path, here, settings, options.weights, tasks, options.budget - (clock() - began))
+    if resumed := made.resume(kept):
+        print(f"{resumed} cells are in {path} already; --fresh measures them again", file=sys.stderr)
+    if watts["reason"] is not None:
+        for item in made.records.values():
+            if item["power"]["mean_w"] is None:
+                item["power"] = records.nothing_measured(watts["reason"])
+    made.write()
+    with tempfile.TemporaryDirectory(prefix="podium-gpu-") as files:
+        child = Child(device, threads, Path(files))
+        return watched(made, child, watts["idle_w"], options.quick, [precision for _, precision in wanted])
+
+
+def watched(made: Run, child: Child, idle_w: float | None, quick: bool, precisions: Sequence[str]) -> int:
+    """The run, its end by whatever cause, the last of the file, and what is said about it; the exit status."""
+    status, reason = 0, "the run ended"
+
+    def stop(number: int, _: object) -> NoReturn:
+        raise Stopped(f"the run was stopped ({signal.Signals(number).name})", 128 + number)
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        made.here["device"] = child.ask({"pass": "hello"}, made.deadline)
+        asked = {"pass": "rates", "precisions": sorted({*precisions, "fp16", "bf16", "int8"})}
+        try:
+            made.here["rates"] = child.ask(asked | (QUICK_RATES if quick else {}), made.deadline)
+        except PassError as error:  # networks can be timed all the same
+            print(f"benchmarks/gpu.sh: no roofline: {error}", file=sys.stderr)
+        made.write()
+        made.go(child, idle_w)
+    except Stopped as stopped:
+        reason, status = str(stopped), stopped.status
+    except KeyboardInterrupt:
+        reason, status = "the run was stopped (SIGINT)", 130
+    except PassError as error:
+        reason, status = str(error), 1
+    finally:
+        # From here on a second signal must not cost what the first one left.
+        for number in handlers:
+            signal.signal(number, signal.SIG_IGN)
+        child.end()
+        made.finish(reason)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    items = list(made.records.values())
+    print(summary(items))
+    print(made.path)
+    left = sum(item["status"].startswith("failed: not measured") for item in items)
+    if left:
+        print(f"{left} of {len(items)} cells were not measured: {reason}; the same command goes on", file=sys.stderr)
+    wrong = sorted({item["network"] for item in items if "the answers are not the network's" in item["status"]})
+    if wrong:
+        raise Failure(f"wrong answers from {', '.join(wrong)}; the statuses in {made.path} say what was compared")
+    if not status and not any(records.measured(item) for item in items):
+        raise Failure(f"nothing could be measured; the first reason: {items[0]['status'].removeprefix('failed: ')}")
+    return status
+
+
+def idle(engine: str, settings: Settings) -> dict[str, Any]:
+    """The sensor, and what the device draws before anything of ours is on it; the reason where there is no sensor."""
+    try:
+        sensor = power.sensor_for(engine)
+        found = power.idle(sensor, settings.idle_s)
+        return {"source": sensor.source, "reason": None, "idle_w": found, **sensor.details()}
+    except power.SensorError as error:
+        return {"source": "none", "reason": str(error), "idle_w": None}
+
+
+def earlier(path: Path, here: dict[str, Any]) -> list[records.Record]:
+    """What `path` already holds, to go on from; `Usage` when it was measured under other conditions."""
+    if not path.exists():
+        return []
+    document = records.read(path)
+    there = document["environment"]
+    other = environment.differences(there, here)
+    other += [f"{n} {there.get(n)!r} and {here[n]!r}" for n in ("settings", "threads") if there.get(n) != here[n]]
+    if other:
+        raise Usage(f"{path} was measured under other conditions ({'; '.join(other)}); give another --out, or --fresh")
+    kept: list[records.Record] = document["records"]
+    return kept
+
+
+def default_path(machine: str, device: str) -> Path:
+    from datetime import datetime
+
+    mode = "gpu" if device == "cuda" else "gpu-cpu-mode"
+    return Path(".podium") / "results" / f"{machine}-{datetime.now().astimezone():%Y-%m-%d}-{mode}.json"
+
+
+def summary(items: Sequence[records.Record]) -> str:
+    """What was measured, for the terminal."""
+    header = ("network", "engine", "precision", "batch", "p50 ms", "img/s", "on device", "MB", "W net", "of roofline")
+    s = records.significant
+    rows = [
+        (
+            item["network"], item["engine"], item["precision"], item["batch"], s(item["latency_ms"]["p50"]),
+            s(item["throughput_img_s"]), s((item.get("device") or {}).get("throughput_img_s")),
+            s(memory(item)), s(item["power"]["net_w"]),
+            f"{100 * item['roofline']['share']:.0f} %, {item['roofline']['bound_by']}" if item.get("roofline") else "",
+        )
+        for item in items
+        if records.measured(item)
+    ]  # fmt: skip
+    return "\n".join([console.table(rows, header, right=range(3, 9)), *reasons(items)])
+
+
+def reasons(items: Sequence[records.Record]) -> Iterator[str]:
+    """Why something was not measured, each reason once."""
+    yield from sorted({f"{item['network']}: {item['status']}" for item in items if not records.measured(item)})
+    found = {item["power"]["reason"] for item in items if records.measured(item) and item["power"]["reason"]}
+    yield from sorted(f"Power: {reason}." for reason in found)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return console.run(parser(), argv)
+
+
+assert set(NETWORKS) <= set(SPECS)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,413 @@
+"""What `deploy/` holds: the overlays as Kubernetes would take them, and every name in it against what the code has.
+
+The schemas are Kubernetes' own, as `kubernetes-validate` carries them. They know types and fields; that a selector
+finds its pods, that a path exists or that a metric is ours they cannot know, and that is checked here beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from serving.errors import RequestError
+from serving.metrics import STAGES, Metrics
+from serving.settings import SETTINGS, Settings
+from tests.conftest import ROOT, save_tiny
+from tests.test_service import BENTOML, PATIENCE, jpeg
+
+DEPLOY = ROOT / "deploy"
+OVERLAYS = sorted(path.name for path in (DEPLOY / "overlays").iterdir())
+OLDEST, NEWEST = "1.30", ".".join(kubernetes_validate.latest_version().split(".")[:2])  # 1.30: preStop's sleep
+
+Manifest = dict[str, Any]
+
+
+def missing(program: str, package: str) -> str | None:
+    return None if shutil.which(program) else f"{program} is not installed; apt-get install {package}"
+
+
+def kustomize() -> str | None:
+    """Why the overlays cannot be built here; None where they can. kubectl before 1.21 carries a kustomize too old."""
+    if reason := missing("kubectl", "kubernetes-client"):
+        return reason
+    version = json.loads(subprocess.check_output(["kubectl", "version", "--client", "--output=json"]))
+    minor = int(re.sub(r"\D.*", "", version["clientVersion"]["minor"]))
+    return None if minor >= 21 else f"kubectl 1.{minor} is too old for these overlays; 1.21 or newer builds them"
+
+
+needs_kubectl = pytest.mark.skipif(bool(reason := kustomize()), reason=reason or "")
+needs_promtool = pytest.mark.skipif(bool(reason := missing("promtool", "prometheus")), reason=reason or "")
+needs_haproxy = pytest.mark.skipif(bool(reason := missing("haproxy", "haproxy")), reason=reason or "")
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def overlay(request: pytest.FixtureRequest) -> list[Manifest]:
+    command = ["kubectl", "kustomize", str(DEPLOY / "overlays" / request.param)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert built.stderr == ""  # deprecations are told there
+    return list(yaml.safe_load_all(built.stdout))
+
+
+def one(manifests: list[Manifest], kind: str) -> Manifest:
+    [found] = [m for m in manifests if m["kind"] == kind]
+    return found
+
+
+def container(manifests: list[Manifest]) -> Manifest:
+    [found] = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    return found
+
+
+def variables(manifests: list[Manifest]) -> dict[str, Manifest]:
+    return {variable["name"]: variable for variable in container(manifests)["env"]}
+
+
+@needs_kubectl
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_every_manifest_is_what_kubernetes_schemas_allow(overlay: list[Manifest], version: str) -> None:
+    kinds = {m["kind"] for m in overlay}
+    assert kinds == {
+        "Namespace", "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy",
+    }  # fmt: skip
+    for manifest in overlay:
+        assert kubernetes_validate.validate(manifest, version, strict=True) == version
+
+
+@needs_kubectl
+def test_the_schemas_refuse_what_is_wrong(overlay: list[Manifest]) -> None:
+    wrong = json.loads(json.dumps(one(overlay, "Deployment")))
+    wrong["spec"]["template"]["spec"]["containers"][0]["readinessprobe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, NEWEST, strict=True)
+
+
+@needs_kubectl
+def test_selectors_ports_and_targets_find_what_they_mean(overlay: list[Manifest]) -> None:
+    deployment = one(overlay, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    selectors = [
+        deployment["spec"]["selector"]["matchLabels"],
+        one(overlay, "Service")["spec"]["selector"],
+        one(overlay, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        one(overlay, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        deployment["spec"]["template"]["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"],
+    ]
+    for selector in selectors:
+        assert selector and selector.items() <= labels.items()
+
+    [port] = container(overlay)["ports"]
+    assert [p["targetPort"] for p in one(overlay, "Service")["spec"]["ports"]] == [port["name"]]
+    [rule] = one(overlay, "NetworkPolicy")["spec"]["ingress"]
+    assert [p["port"] for p in rule["ports"]] == [port["name"]]
+    arguments = container(overlay)["args"]
+    assert arguments[arguments.index("--port") + 1] == str(port["containerPort"])
+
+    scaler = one(overlay, "HorizontalPodAutoscaler")["spec"]
+    target = {key: deployment[key] for key in ("apiVersion", "kind")} | {"name": deployment["metadata"]["name"]}
+    assert scaler["scaleTargetRef"] == target and "replicas" not in deployment["spec"]
+    assert [m["pods"]["metric"]["name"] for m in scaler["metrics"]] == ["podium_inflight"]
+    namespaces = {m["metadata"].get("namespace") for m in overlay if m["kind"] != "Namespace"}
+    assert namespaces == {one(overlay, "Namespace")["metadata"]["name"]}
+
+
+@needs_kubectl
+def test_probes_ask_paths_that_the_api_has(overlay: list[Manifest]) -> None:
+    from serving.api import Api
+
+    class Open:
+        settings = Settings.read({})
+
+    open_to_all = Api(lambda *_: None, Open()).open_to_all  # type: ignore[arg-type]
+    probes = {name: container(overlay)[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert {name: probe["path"] for name, probe in probes.items()} == {
+        "startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez",
+    }  # fmt: skip
+    for probe in probes.values():
+        assert probe["path"] in open_to_all and probe["port"] == "http"
+
+
+@needs_kubectl
+def test_settings_exist_and_fit_each_other(overlay: list[Manifest]) -> None:
+    known = {f"PODIUM_{setting.name}": setting for setting in SETTINGS}
+    ours = {name: variable for name, variable in variables(overlay).items() if name.startswith("PODIUM_")}
+    assert ours and ours.keys() <= known.keys()
+    values = {name: known[name].read(v["value"]) for name, v in ours.items() if "value" in v}
+    limits = container(overlay)["resources"]["limits"]
+    assert ours["PODIUM_THREADS"]["valueFrom"]["resourceFieldRef"]["resource"] == "limits.cpu"
+    assert limits["cpu"].isdecimal()  # a share of a processor would be rounded up to a whole thread
+
+    pod = one(overlay, "Deployment")["spec"]["template"]["spec"]
+    pause = container(overlay)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] >= pause + values["PODIUM_TIMEOUT_MS"] / 1e3 + 5
+    # Until a draining pod is out of every proxy's list, it must go on serving: two failed probes, and word of it.
+    readiness = container(overlay)["readinessProbe"]
+    assert pause >= readiness["periodSeconds"] * readiness["failureThreshold"]
+    # As many requests under way as the autoscaler wants must fit into a replica's queue.
+    queue = values.get("PODIUM_MAX_QUEUE", float(known["PODIUM_MAX_QUEUE"].default or 0))
+    [metric] = one(overlay, "HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert int(metric["pods"]["target"]["averageValue"]) < queue
+
+
+@needs_kubectl
+def test_a_pod_has_no_right_it_does_not_need(overlay: list[Manifest]) -> None:
+    """The restricted level of Kubernetes' Pod Security Standards, and a root filesystem nobody writes to."""
+    pod, own = one(overlay, "Deployment")["spec"]["template"]["spec"], container(overlay)
+    assert one(overlay, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert own["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    policy = one(overlay, "NetworkPolicy")["spec"]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"} and policy["egress"] == []
+    mounted = [Path(mount["mountPath"]) for mount in own["volumeMounts"]]
+    assert Path(variables(overlay)["BENTOML_HOME"]["value"]).parent in mounted
+
+
+@needs_kubectl
+def test_the_overlays_differ_in_what_a_gpu_needs(request: pytest.FixtureRequest, overlay: list[Manifest]) -> None:
+    gpu = "nvidia.com/gpu" in container(overlay)["resources"]["limits"]
+    assert gpu == ("nvidia-gpu" in request.node.name)
+    pod = one(overlay, "Deployment")["spec"]["template"]["spec"]
+    assert gpu == any(t["key"] == "nvidia.com/gpu" for t in pod.get("tolerations", ()))
+    assert variables(overlay).get("PODIUM_ENGINE", {}).get("value") == ("tensorrt" if gpu else None)
+
+
+def test_the_pod_runs_as_the_user_of_bentomls_images() -> None:
+    from bentoml._internal.container import generate
+
+    deployment = yaml.safe_load((DEPLOY / "base" / "deployment.yaml").read_text("utf-8"))
+    assert deployment["spec"]["template"]["spec"]["securityContext"]["runAsUser"] == generate.BENTO_UID_GID
+
+
+def test_the_gpu_bento_installs_what_the_project_says_it_serves_with() -> None:
+    made = yaml.safe_load((DEPLOY / "bentofile.gpu.yaml").read_text("utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["tensorrt"]]
+    assert made["python"]["packages"] == needed
+    on_cpu = yaml.safe_load((ROOT / "bentofile.yaml").read_text("utf-8"))
+    assert {k: v for k, v in made.items() if k != "python"} == {k: v for k, v in on_cpu.items() if k != "python"}
+
+
+# Metrics
+
+
+def exposed() -> dict[str, set[str]]:
+    """The names under which Prometheus gets our figures, and the labels of each."""
+    registry = CollectorRegistry()
+    metrics = Metrics(["resnet50"], registry)
+    metrics.observe("resnet50", [0.1] * len(STAGES))
+    metrics.failed("resnet50", "internal")
+    return {
+        sample.name: set(sample.labels)
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name.startswith("podium_") and not sample.name.endswith("_created")
+    }
+
+
+def expressions() -> dict[str, str]:
+    """Every PromQL expression of the rules and the dashboard, by where it stands."""
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text("utf-8"))
+    found = {rule.get("alert") or rule["record"]: rule["expr"] for group in rules["groups"] for rule in group["rules"]}
+    dashboard = json.loads((DEPLOY / "grafana" / "podium.json").read_text("utf-8"))
+    for panel in dashboard["panels"]:
+        found |= {f"panel {panel['title']} {t['refId']}": t["expr"] for t in panel["targets"]}
+    return found
+
+
+def test_every_metric_and_label_that_is_asked_for_exists() -> None:
+    known = exposed()
+    recorded = {name for name in expressions() if ":" in name}
+    asked = set()
+    for where, expression in expressions().items():
+        for name, selector in re.findall(r"\b(podium[\w:]*)\b(?:\{([^}]*)\})?", expression):
+            if ":" in name:
+                assert name in recorded, where
+                continue
+            asked.add(name)
+            assert name in known, where
+            assert set(re.findall(r"(\w+)\s*[=!]~?", selector)) <= known[name] | {"pod"}, where
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked}
+    assert families == {re.sub(r"_(bucket|sum|count)$", "", name) for name in known}, "a figure nobody looks at"
+
+
+def test_outcomes_and_stages_that_are_asked_for_exist() -> None:
+    def kinds(cls: type[RequestError]) -> set[str]:
+        return {cls.code}.union(*map(kinds, cls.__subclasses__()))
+
+    everything = "\n".join(expressions().values())
+    outcomes = {o for group in re.findall(r'outcome=~?"([^"]*)"', everything) for o in group.split("|")}
+    assert outcomes and outcomes <= kinds(RequestError) | {"ok"}
+    assert set(re.findall(r'stage!?=~?"([^"]*)"', everything)) <= set(STAGES)
+
+
+def test_the_autoscalers_metric_comes_from_the_adapter_and_the_scrape_labels_it_needs() -> None:
+    adapter = yaml.safe_load((DEPLOY / "prometheus" / "adapter.yaml").read_text("utf-8"))
+    [rule] = adapter["rules"]["custom"]
+    [(name, selector)] = re.findall(r"^(\w+)\{(.*)\}$", rule["seriesQuery"])
+    assert name == "podium_inflight" and name in exposed()
+    needed = set(re.findall(r"(\w+)!=", selector))
+    scrape = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text("utf-8"))["scrape_configs"][0]
+    given = {config["target_label"] for config in scrape["relabel_configs"] if "target_label" in config}
+    assert needed == set(rule["resources"]["overrides"]) == given
+    labels = yaml.safe_load((DEPLOY / "base" / "kustomization.yaml").read_text("utf-8"))["labels"][0]["pairs"]
+    kept = {c["source_labels"][0]: c["regex"] for c in scrape["relabel_configs"] if c.get("action") == "keep"}
+    assert kept == {
+        "__meta_kubernetes_pod_label_app_kubernetes_io_name": labels["app.kubernetes.io/name"],
+        "__meta_kubernetes_pod_container_port_name": "http",
+    }
+    assert scrape["kubernetes_sd_configs"] == [{"role": "pod", "namespaces": {"names": ["podium"]}}]
+
+
+@needs_promtool
+def test_prometheus_takes_the_configuration(tmp_path: Path) -> None:
+    """Debian's promtool is built without Kubernetes' service discovery: that part is checked above, the rest here."""
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text("utf-8"))
+    del config["scrape_configs"][0]["kubernetes_sd_configs"]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config), "utf-8")
+    shutil.copy(DEPLOY / "prometheus" / "rules.yml", tmp_path)
+    done = subprocess.run(
+        ["promtool", "check", "config", "prometheus.yml"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "SUCCESS" in done.stdout, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_alerts_fire_when_they_should_and_only_then() -> None:
+    command = ["promtool", "test", "rules", str(DEPLOY / "prometheus" / "rules.test.yml")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tested = (DEPLOY / "prometheus" / "rules.test.yml").read_text("utf-8")
+    assert all(name in tested for name in expressions() if name.startswith("Podium"))
+
+
+@needs_promtool
+def test_prometheus_understands_every_panel(tmp_path: Path) -> None:
+    panels = [e for where, e in expressions().items() if where.startswith("panel ")]
+    rules = [
+        {"record": f"panel:{i}", "expr": e.replace("$__rate_interval", "1m").replace("$model", ".*")}
+        for i, e in enumerate(panels)
+    ]
+    (tmp_path / "panels.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}), "utf-8")
+    done = subprocess.run(["promtool", "check", "rules", "panels.yml"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and f"{len(rules)} rules found" in done.stdout, done.stdout + done.stderr
+
+
+@needs_haproxy
+def test_haproxy_takes_its_configuration_and_fits_the_services_settings() -> None:
+    config = DEPLOY / "haproxy.cfg"
+    done = subprocess.run(["haproxy", "-c", "-f", str(config)], capture_output=True, text=True)
+    assert done.returncode == 0 and "warning" not in (done.stdout + done.stderr).lower(), done.stdout + done.stderr
+    lines = [line.split("#")[0].split() for line in config.read_text("utf-8").splitlines()]
+    timeouts = {words[1]: words[2] for words in lines if words[:1] == ["timeout"]}
+    longest = next(float(s.default or 0) for s in SETTINGS if s.name == "TIMEOUT_MS") / 1e3
+    # What the service answers 504 must not be cut off, or sent again, by the balancer before.
+    assert float(timeouts["server"].removesuffix("s")) >= longest + 5
+    assert ["retries", "1"] in lines and ["option", "httpchk", "GET", "/readyz"] in lines
+
+
+# The image
+
+
+SANDBOX = """
+set -e
+mount --make-rprivate /
+mount --bind "$1" /mnt
+mount -o remount,ro,bind / /
+mount -o remount,ro,bind /mnt
+mount -t tmpfs -o mode=1777 tmpfs /tmp
+cd /
+exec env -i PATH="$PATH" HOME=/home/bentoml BENTOML_CONTAINERIZED=true BENTOML_DO_NOT_TRACK=True BENTOML_HOME="$2" \
+  PODIUM_THREADS=1 bentoml serve --host 127.0.0.1 --port "$3" /mnt
+"""
+
+
+UNSHARE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+
+
+def may_mount() -> bool:
+    trial = [*UNSHARE, "sh", "-c", "mount --make-rprivate / && mount -o remount,ro,bind / /"]
+    return shutil.which("unshare") is not None and subprocess.run(trial, capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not may_mount(), reason="mounts in a namespace of one's own are not allowed here")
+def test_the_image_serves_from_a_root_that_cannot_be_written(tmp_path: Path) -> None:
+    """What `bentoml containerize` puts into the image, on the deployment's mounts; test_service.py runs the bento."""
+    import bentoml
+    from bentoml._internal.container import construct_containerfile
+
+    save_tiny(tmp_path, "contained")
+    version = f"image{os.getpid()}"
+    environment = {**os.environ, "PODIUM_MODELS": "contained"}
+    subprocess.run(
+        [*BENTOML, "build", "--version", version], cwd=ROOT, env=environment, check=True, capture_output=True
+    )
+    image = tmp_path / "image"
+    with construct_containerfile(bentoml.get(f"podium:{version}"), enable_buildkit=False) as (context, dockerfile):
+        shutil.copytree(context, image)
+        assert (image / Path(dockerfile).relative_to(context)).is_file()
+    deployment = yaml.safe_load((DEPLOY / "base" / "deployment.yaml").read_text("utf-8"))
+    [pod] = deployment["spec"]["template"]["spec"]["containers"]
+    home = next(v["value"] for v in pod["env"] if v["name"] == "BENTOML_HOME")
+
+    # The home that the image itself names cannot be made on such a root.
+    with sandboxed(image, "/home/bentoml", tmp_path / "refused") as (process, _):
+        assert process.wait(PATIENCE) != 0
+        assert "Read-only file system" in (tmp_path / "refused").read_text()
+    with sandboxed(image, home, tmp_path / "log") as (process, port):
+        answer = asked(port, process, tmp_path / "log")
+        assert answer["model"] == "contained"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+
+
+@contextmanager
+def sandboxed(image: Path, home: str, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [*UNSHARE, "bash", "-c", SANDBOX, "sandbox", str(image), home, str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env={**os.environ, "PATH": path}, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield process, port
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
+
+
+def asked(port: int, process: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
+    """What the service says of a photograph, once it is there."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/classify", data=jpeg(), headers={"Content-Type": "image/jpeg"}
+    )
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return dict(json.load(response))
+        except OSError:
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.1)

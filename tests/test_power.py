@@ -1,0 +1,260 @@
+"""Power on NVIDIA boards, against a board's readings played back: a counter in steps, its absence, its restart."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks import environment, power, records
+
+
+class NVMLError(Exception):
+    pass
+
+
+class Board:
+    """`pynvml` on one board, as its documentation and published measurements have it: millijoules since the driver was
+    loaded, in steps of 100 ms; idle at 345 MHz and 70 W, at work at its power cap. Time passes in `sleep` and `work`.
+    """
+
+    NVMLError = NVMLError
+    NVML_TEMPERATURE_GPU, NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_FI_DEV_POWER_INSTANT = 0, 1, 2, 186
+    STEP_S = 0.1
+    IDLE_W, BUSY_W = 70.0, 500.0
+
+    def __init__(self, *, counter: bool = True, readable: bool = True) -> None:
+        self.now, self.energy, self.watts = 0.0, 123.456, self.IDLE_W
+        self.counter, self.readable, self.shown, self.next_step = counter, readable, 123_456, self.STEP_S
+        self.opened: list[Any] = []
+        self.readings = 0
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.watts = self.IDLE_W
+        self._pass(seconds)
+
+    def work(self) -> None:
+        self.watts = self.BUSY_W
+        self._pass(0.013)
+
+    def _pass(self, seconds: float) -> None:
+        while seconds > 1e-9:
+            part = min(seconds, self.next_step - self.now)
+            self.now, self.energy, seconds = self.now + part, self.energy + part * self.watts, seconds - part
+            if self.now >= self.next_step - 1e-9:
+                self.shown, self.next_step = int(1000 * self.energy), self.next_step + self.STEP_S
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        pass
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
+        self.opened.append(index)
+        return "board"
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 2
+
+    def nvmlDeviceGetMemoryInfo(self, device: str) -> Any:  # noqa: N802
+        return SimpleNamespace(total=8 << 30)
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        self.opened.append(uuid)
+        return "board"
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, device: str) -> int:  # noqa: N802
+        if not self.counter:
+            raise NVMLError("Not Supported")
+        return self.shown
+
+    def nvmlDeviceGetPowerUsage(self, device: str) -> int:  # noqa: N802
+        if not self.readable:
+            raise NVMLError("Not Supported")
+        self.readings += 1
+        return int(1000 * self.watts)
+
+    def nvmlDeviceGetFieldValues(self, device: str, fields: list[int]) -> list[Any]:  # noqa: N802
+        assert fields == [186]
+        return [SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=int(1000 * self.watts)))]
+
+    def nvmlDeviceGetName(self, device: str) -> str:  # noqa: N802
+        return "Played Back GPU"
+
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+        return "580.00"
+
+    def nvmlDeviceGetTemperature(self, device: str, sensor: int) -> int:  # noqa: N802
+        return 61
+
+    def nvmlDeviceGetClockInfo(self, device: str, which: int) -> int:  # noqa: N802
+        return 3201 if which == self.NVML_CLOCK_MEM else 345 if self.watts == self.IDLE_W else 1755
+
+    def nvmlDeviceGetMaxClockInfo(self, device: str, which: int) -> int:  # noqa: N802
+        return 1980
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, device: str) -> int:  # noqa: N802
+        return 500_000
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, device: str) -> int:  # noqa: N802
+        return 0x1 if self.watts == self.IDLE_W else 0x4 | 0x20
+
+    def nvmlDeviceGetMigMode(self, device: str) -> list[int]:  # noqa: N802
+        raise NVMLError("Not Supported")
+
+    def nvmlDeviceGetComputeRunningProcesses(self, device: str) -> list[Any]:  # noqa: N802
+        return [
+            SimpleNamespace(pid=os.getpid(), usedGpuMemory=900_000_000),
+            SimpleNamespace(pid=1, usedGpuMemory=2_500_000_000),
+            SimpleNamespace(pid=2, usedGpuMemory=None),
+        ]
+
+
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> Board:
+    return plugged(monkeypatch, Board())
+
+
+def plugged(monkeypatch: pytest.MonkeyPatch, board: Board) -> Board:
+    monkeypatch.setitem(sys.modules, "pynvml", board)  # type: ignore[arg-type]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return board
+
+
+def measured(board: Board, sensor: power.Sensor, **more: Any) -> records.Record:
+    return power.measure(
+        sensor, lambda: board.work, 8, idle_s=10, window_s=5, trials=3, clock=board.clock, sleep=board.sleep, **more
+    )
+
+
+def check(found: records.Record) -> None:
+    """One step of the counter more or less is 2 % of five seconds."""
+    assert found["idle_w"] == pytest.approx(Board.IDLE_W, rel=0.01)
+    assert found["mean_w"] == pytest.approx(Board.BUSY_W, rel=0.02)
+    assert found["net_w"] == pytest.approx(found["mean_w"] - found["idle_w"])
+    # Eight images in 13 ms.
+    assert found["joules_per_image"] == pytest.approx(Board.BUSY_W * 0.013 / 8, rel=0.02)
+    assert found["net_joules_per_image"] == pytest.approx((Board.BUSY_W - Board.IDLE_W) * 0.013 / 8, rel=0.02)
+    assert found["trials"] == len(found["trial_w"]) == 3 and 5 <= found["window_s"] < 5.1
+    assert sum(found["trial_w"]) / 3 == pytest.approx(found["mean_w"], rel=1e-3) and found["std_w"] < 10
+
+
+def test_the_counter_gives_joules_and_the_conditions_of_work(board: Board) -> None:
+    sensor = power.sensor_for("onnxruntime-cuda", board.sleep)
+    found = measured(board, sensor)
+    check(found)
+    assert found["source"] == "nvml" and found["reason"] is None and board.opened == [0]
+    # Read while it worked: after the last window the clocks are those of an idle board.
+    assert (found["sm_clock_mhz"], found["most_sm_clock_mhz"], found["memory_clock_mhz"]) == (1755, 1980, 3201)
+    assert found["limited_by"] == ["power cap", "software thermal"] and found["instant_w"] == Board.BUSY_W
+    assert (found["board"], found["driver"], found["temperature_c"]) == ("Played Back GPU", "580.00", 61)
+    assert (found["power_limit_w"], found["mig"]) == (500.0, None)
+    assert found["other_processes"] == {"count": 2, "memory_mb": 2500.0}
+    item = records.record(network="x", engine="e", precision="p", weights="w", status="failed: x", power=found)
+    assert list(records.problems(item)) == []
+
+
+def test_idle_is_taken_from_before_the_network_was_loaded(board: Board) -> None:
+    sensor = power.of_gpu()
+    found = measured(board, sensor, idle_w=40.0)
+    assert found["idle_w"] == 40.0 and found["net_w"] == pytest.approx(found["mean_w"] - 40)
+    assert board.now == pytest.approx(15, abs=0.1)  # no seconds of idling were added
+
+
+def test_a_board_without_the_counter_is_sampled_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = plugged(monkeypatch, Board(counter=False))
+    sensor = power.NvmlSampled(board.clock, period_s=None)
+    sleep, work = board.sleep, board.work
+
+    def sampled(seconds: float) -> None:
+        for _ in range(round(seconds / power.SAMPLE_S)):
+            sleep(power.SAMPLE_S)
+            sensor.joules()
+
+    monkeypatch.setattr(board, "sleep", sampled)
+    monkeypatch.setattr(board, "work", lambda: (work(), sensor.joules()))
+    found = measured(board, sensor)
+    check(found)
+    assert found["source"] == "nvml, sampled power" and found["reason"] is None
+
+
+def test_the_fallback_samples_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = plugged(monkeypatch, Board(counter=False))
+    enough, read = threading.Event(), board.nvmlDeviceGetPowerUsage
+
+    def reading(device: str) -> int:
+        if board.readings > 5:
+            enough.set()
+        return read(device)
+
+    monkeypatch.setattr(board, "nvmlDeviceGetPowerUsage", reading)
+    sensor = power.of_gpu()
+    assert isinstance(sensor, power.NvmlSampled) and enough.wait(60)
+    assert sensor.joules() > 0
+    sensor.close()
+
+
+def test_a_board_that_tells_nothing_is_no_sensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugged(monkeypatch, Board(counter=False, readable=False))
+    with pytest.raises(power.SensorError, match="neither an energy counter nor power: Not Supported"):
+        power.of_gpu()
+
+
+def test_a_counter_that_stands_still_is_not_connected(board: Board) -> None:
+    with pytest.raises(power.SensorError, match="nvml counter is there but stands still"):
+        power.sensor_for("tensorrt", lambda _: None)
+
+
+def test_a_counter_that_begins_anew_or_stops_ends_the_measurement(board: Board) -> None:
+    sensor = power.of_gpu()
+    board.sleep(1)
+    assert sensor.joules() == pytest.approx(Board.IDLE_W, rel=0.01)
+    board.shown = 0
+    with pytest.raises(power.SensorError, match="began anew"):
+        sensor.joules()
+    board.counter = False
+    with pytest.raises(power.SensorError, match="stopped answering: Not Supported"):
+        sensor.joules()
+
+
+def test_no_driver_is_no_sensor(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise NVMLError("NVML Shared Library Not Found")
+
+    monkeypatch.setattr(board, "nvmlInit", missing)
+    with pytest.raises(power.SensorError, match="shows no GPU: NVML Shared Library Not Found"):
+        power.of_gpu()
+
+
+@pytest.mark.parametrize(("visible", "opened"), [("", 0), ("2,0", 2), ("GPU-8d1d,1", "GPU-8d1d")])
+def test_the_board_is_the_one_that_cuda_shows_first(
+    board: Board, monkeypatch: pytest.MonkeyPatch, visible: str, opened: int | str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    power.of_gpu()
+    assert board.opened == [opened]
+
+
+def test_gpus_are_named_without_the_driver_s_command(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(environment.subprocess, "run", absent)
+    one = {"name": "Played Back GPU", "memory.total": "8192 MiB", "driver_version": "580.00"}
+    assert environment.gpus() == [one, one]
+    monkeypatch.setattr(board, "nvmlInit", absent)
+    assert environment.gpus() == []
+
+
+@pytest.mark.gpu
+def test_a_real_board_draws_power() -> None:
+    try:
+        sensor = power.sensor_for("torch-cuda")
+    except power.SensorError as error:
+        pytest.skip(str(error))
+    assert sensor.details()["driver"] and 1 < power.idle(sensor, 2) < 2000
