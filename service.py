@@ -1,5 +1,5 @@
 # BentoML's decorators carry no types.
-# mypy: disable-error-code="untyped-decorator, attr-defined"
+# mypy: disable-error-code="untyped-decorator, attr-defined, misc, method-assign"
 """The BentoML service: wiring only.
 
     bentoml serve        # in this folder
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
+import click
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BentoMLConfigException
 from bentoml.models import BentoModel
@@ -25,7 +26,7 @@ from bentoml.models import BentoModel
 from models.console import Failure
 from serving.api import Api
 from serving.classify import Serving, drain_before_exit
-from serving.settings import Settings, artifacts
+from serving.settings import Settings, artifacts, check_address
 
 try:
     settings = Settings.read(os.environ)
@@ -57,6 +58,9 @@ class Podium:
     @staticmethod
     def check() -> None:
         try:
+            asked = click.get_current_context(silent=True)
+            if asked is not None and asked.params.get("port"):
+                check_address(asked.params.get("host") or "0.0.0.0", asked.params["port"])  # noqa: S104
             serving.check()
         except Failure as error:
             raise BentoMLConfigException(str(error)) from None

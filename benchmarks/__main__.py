@@ -102,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
     peers_.add_argument("--rounds", type=positive_integer, default=3, metavar="N", help="default: 3")
     peers_.add_argument("--seconds", type=positive, default=2.0, metavar="S", help="of each look (default: 2)")
     peers_.add_argument("--images", type=Path, metavar="DIR", help="JPEG or PNG files (default: examples/photographs)")
+    peers_.add_argument("--empty", action="store_true", help="what the servers cost without decoding and engine")
     peers_.add_argument("--out", type=Path, metavar="FILE", help="also write every round to this file")
 
     load_ = command(
@@ -415,7 +416,7 @@ def peers(options: argparse.Namespace) -> int:
     photographs = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not photographs:
         raise Usage(f"{folder} holds no JPEG or PNG files; give a folder of photographs to --images")
-    there = [peer for peer in sides.PEERS if not peer.missing]
+    there = sides.EMPTY if options.empty else [peer for peer in sides.PEERS if not peer.missing]
     here = environment.describe() | {"client": sides.client()}
     if warning := environment.busy(here):
         print(f"python -m benchmarks: {warning}", file=sys.stderr)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import signal
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from time import perf_counter
 from types import FrameType
@@ -122,7 +121,7 @@ class Serving:
     def _load(self, artifact: Artifact) -> tuple[Runtime, int]:
         """`artifact` in its engine, warm, and the most images of one call."""
         wish = self.settings
-        opened = runtime.open(artifact, wish.engine, wish.precision, wish.threads)
+        opened = runtime.open(artifact, wish.engine, wish.precision, wish.threads, lean=True)
         max_batch = min(wish.max_batch, int(artifact.manifest.get("max_batch", wish.max_batch)))
         for size in {1, max_batch}:
             scores = opened.run(np.zeros((size, *artifact.preprocess.shape), np.uint8))
@@ -131,6 +130,7 @@ class Serving:
                     f"{artifact.tag} gives {scores.shape} for {size} images, "
                     f"not {(size, artifact.classes)}; export it again"
                 )
+        runtime.give_back_memory()
         return opened, max_batch
 
     def _model(self, artifact: Artifact, opened: Runtime, max_batch: int) -> Model:
@@ -183,7 +183,7 @@ class Serving:
     async def _release_model(model: Model) -> None:
         await model.batcher.close()
         await asyncio.to_thread(model.runtime.close)
-        await asyncio.to_thread(give_back_memory)
+        await asyncio.to_thread(runtime.give_back_memory)
 
     def picture(self, body: bytes) -> Picture:
         return Picture(body, self.settings.max_pixels)
@@ -289,12 +289,6 @@ class Serving:
         self.workers.close()
         for model in self.models.values():
             model.runtime.close()
-
-
-def give_back_memory() -> None:
-    """Let glibc return to the system what was freed; it would keep most of a network's pages for later."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def drain_before_exit(serving: Serving) -> None:

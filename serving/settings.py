@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +125,17 @@ class Settings:
             token=values["TOKEN"],
             admin_token=values["ADMIN_TOKEN"],
         )
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises `Failure` where nothing can listen on `host` and `port`."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        reason = "something listens there already" if error.errno == errno.EADDRINUSE else error.strerror
+        raise Failure(f"cannot serve on {host} port {port}: {reason}; choose another with --port or --host") from None
 
 
 def newest() -> list[str]:

@@ -231,3 +231,16 @@ def test_an_answer_outlives_the_next_call(engine: str, tiny: Artifact) -> None:
     opened.run(np.full((1, 32, 32, 3), 255, np.uint8))
     np.testing.assert_array_equal(first, kept)
     opened.close()
+
+
+@pytest.mark.parametrize(
+    ("quota", "allowed"), [("max 100000", 4), ("150000 100000", 2), ("20000 100000", 1), ("900000 100000", 4)]
+)
+def test_a_containers_quota_counts_as_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, allowed: int
+) -> None:
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setattr(runtime, "CPU_MAX", tmp_path / "cpu.max")
+    assert runtime.cores() == 4
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert runtime.cores() == allowed

@@ -285,6 +285,24 @@ def test_a_start_that_cannot_be_fails_in_one_line(
         bentoml.models.delete("broken:latest")
 
 
+def test_a_port_that_is_taken_is_told_in_one_line(tiny: Artifact) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        ended = subprocess.run(
+            [*BENTOML, "serve", "--host", "127.0.0.1", "--port", str(port)],
+            cwd=ROOT,
+            env={**os.environ, "PODIUM_MODELS": tiny.tag},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+    assert ended.returncode == 1
+    [line] = ended.stderr.strip().splitlines()
+    assert f"port {port}: something listens there already" in line
+
+
 def test_a_bento_serves_its_own_models_from_an_empty_folder(tmp_path: Path) -> None:
     built_with = save_tiny(tmp_path, "carried")
     environment = {**os.environ, "PODIUM_MODELS": "carried"}

@@ -93,6 +93,12 @@ PEERS = (
     *both("Ray Serve, batches",      "benchmarks.peers.with_ray",             "ray",      "peers-ray", max_batch=MAX_BATCH),  # noqa: E501
     Peer(PODIUM,                     "service:Podium",                        "bentoml",  "bench", ours=True, max_batch=MAX_BATCH),  # noqa: E501
 )
+# The same way through without decoding and without an engine: what the servers themselves cost.
+EMPTY = (
+    Peer("Starlette alone",          "benchmarks.peers.empty_starlette",      "starlette", "bench"),
+    Peer("BentoML, image endpoint",  "benchmarks.peers.empty_bentoml:Image",  "bentoml",  "bench"),
+    Peer(PODIUM,                     "benchmarks.peers.empty_bentoml:Podium", "bentoml",  "bench", ours=True),
+)
 # fmt: on
 
 
@@ -136,7 +142,8 @@ def compare(
         for peer in progress(peers, "starting the servers"):
             url = running.enter_context(server(peer, job(artifact, choice, peer), bodies[0], folder))
             asks[peer.label] = loader(url, files)
-        asks[LIMIT] = running.enter_context(limit(job(artifact, choice, None), photographs))
+        if peers is not EMPTY:
+            asks[LIMIT] = running.enter_context(limit(job(artifact, choice, None), photographs))
         for ask in progress(list(asks.values()), "warming up"):
             ask(max(connections), WARMUP_S)
         turns = [(label, n) for _ in range(rounds) for n in connections for label in asks]

@@ -1,7 +1,8 @@
 """The limit without a server: the same photographs, decoded and classified in one process, as fast as it goes.
 
 With one in flight, one thread decodes and runs. With more, the fastest of a few pipelines: as many threads that decode
-as there are cores, or one, and the engine taking up to `max_batch` of what is ready; or one thread doing both.
+as there are cores, or one, and the engine taking up to `max_batch` of what is ready; a thread per core that decodes a
+batch and then has its turn at the engine; or one thread doing both.
 """
 
 from __future__ import annotations
@@ -75,6 +76,39 @@ def pipeline(
     return times
 
 
+def turns(
+    decode: Callable[[int], Pixels],
+    run: Callable[[Pixels], object],
+    seconds: float,
+    workers: int,
+    batch: int,
+) -> Times:
+    import numpy as np
+
+    turn, over, times = threading.Lock(), threading.Event(), list[float]()
+
+    def worker(index: int) -> None:
+        while not over.is_set():
+            began, images = list[float](), list[Pixels]()
+            for _ in range(batch):
+                began.append(time.perf_counter())
+                images.append(decode(index))
+                index += workers
+            with turn:
+                run(np.stack(images))
+                after = time.perf_counter()
+                times.extend(after - before for before in began)
+
+    threads = [threading.Thread(target=worker, args=(i,)) for i in range(workers)]
+    for thread in threads:
+        thread.start()
+    time.sleep(seconds)
+    over.set()
+    for thread in threads:
+        thread.join()
+    return times
+
+
 def main() -> int:
     job = work.job()
     classifier = work.classifier()
@@ -87,6 +121,7 @@ def main() -> int:
     ways: dict[str, Callable[[float, int], Times]] = {
         "one thread": lambda s, _: alone(decode, classifier.run, s),
         "one decoder": lambda s, n: pipeline(decode, classifier.run, s, 1, most, n),
+        "turns": lambda s, n: turns(decode, classifier.run, s, cores(), max(1, min(most, n // cores()))),
         "a decoder per core": lambda s, n: pipeline(decode, classifier.run, s, cores(), most, n),
     }
     print(json.dumps("ready"), flush=True)
