@@ -220,7 +220,9 @@ def plan(
     """The best option of every network, fewest replicas first and of equals the most accurate; and in words, which
     combinations cannot keep the bound.
     """
-    items = [item for _, document in documents for item in document["records"] if measured(item)]
+    every = [item for _, document in documents for item in document["records"]]
+    items = [item for item in every if measured(item)]
+    searched = [item for item in every if item.get("rungs") and item["slo_ms"] == slo_ms]
     best: dict[str, Option] = {}
     refused = []
     for (network, engine, precision), group in progress(list(series(items).items())):
@@ -231,6 +233,10 @@ def plan(
             continue
         if min_top1 is not None and (alone["top1"] is None or alone["top1"] < min_top1):
             refused.append(f"{name}: top-1 {'is not known' if alone['top1'] is None else alone['top1']}")
+            continue
+        rates = [i["rate"] for i in searched if key(i) == (network, engine, precision)]
+        if rates and not any(rates):
+            refused.append(f"{name}: the search over HTTP found no rate that keeps {slo_ms:g} ms")
             continue
         loads = [i for i in items if i.get("split_ms") and key(i) == (network, engine, precision)]
         options = [o for b in sorted(group) if (o := option(group, b, loads, rate, slo_ms)) is not None]

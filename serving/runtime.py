@@ -13,6 +13,7 @@ import math
 import os
 import platform
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -219,7 +220,7 @@ class OnnxRuntimeCuda:
     Every batch is padded to a power of two, its bucket, and more images than the largest are run in pieces. A bucket
     is prepared when it is first met: its input and output stay at one place in the GPU's memory, and ONNX Runtime
     captures a CUDA graph of it in its first run and replays that from then on. It keeps the graphs for each thread
-    that calls, so one thread should.
+    that calls, so one thread of our own does, whoever calls `run`.
     """
 
     engine = "onnxruntime-cuda"
@@ -249,8 +250,12 @@ class OnnxRuntimeCuda:
         self._input, self._output = self._session.get_inputs()[0], self._session.get_outputs()[0]
         self._largest = 1 << (max_batch - 1).bit_length()
         self._buckets: dict[int, tuple[Any, Any, Any, Any, Pixels]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=self.engine)
 
     def run(self, batch: Pixels) -> Scores:
+        return self._thread.submit(self._in_pieces, batch).result()
+
+    def _in_pieces(self, batch: Pixels) -> Scores:
         scores = np.empty((len(batch), self._output.shape[1]), np.float32)
         for start in range(0, len(batch), self._largest):
             piece = batch[start : start + self._largest]
@@ -291,6 +296,7 @@ class OnnxRuntimeCuda:
 
     def close(self) -> None:
         """Free everything; harmless the second time."""
+        self._thread.shutdown()
         self._buckets.clear()
         self._session = None
 

@@ -230,6 +230,16 @@ def test_a_measured_highest_rate_counts_where_it_is_lower_than_the_model_s(
     assert "measured" in capsys.readouterr().out
 
 
+def test_a_search_that_found_no_rate_is_no_promise_of_one() -> None:
+    one = document(networks=("resnet50",), batches=(1, 4))
+    failed = under_load(one["records"][0], 1, 300.0, 5.0, 1.0) | {"rate": None, "slo_ms": 2000.0}
+    failed |= {"status": "failed: no rate keeps the 99th percentile within 2000 ms", "rungs": [[5.0, 0.5, 3000.0]]}
+    documents = [("one", one), ("search", one | {"records": [failed]})]
+    options, refused = capacity.plan(documents, 20, 2000)
+    assert not options and "the search over HTTP found no rate that keeps 2000 ms" in refused[0]
+    assert capacity.plan(documents, 20, 1000)[0]  # the search was for another bound
+
+
 # Compare
 
 
