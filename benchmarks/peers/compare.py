@@ -97,7 +97,7 @@ PEERS = (
 EMPTY = (
     Peer("Starlette alone",          "benchmarks.peers.empty_starlette",      "starlette", "bench"),
     Peer("BentoML, image endpoint",  "benchmarks.peers.empty_bentoml:Image",  "bentoml",  "bench"),
-    Peer(PODIUM,                     "benchmarks.peers.empty_bentoml:Podium", "bentoml",  "bench", ours=True),
+    Peer(PODIUM,                     "benchmarks.peers.empty_podium:Podium",  "bentoml",  "bench", ours=True),
 )
 # fmt: on
 
