@@ -2,8 +2,8 @@
 
 The statistic is the ratio of the medians of all calls, new over old. Its interval is 95 %: a bootstrap over the starts
 (the fresh processes that measured a cell), within a start over blocks of neighbouring calls, since calls of one
-process are alike and drift together; and widened to the ratios of single starts, since two or three starts are too few
-for a bootstrap to know how far apart starts lie. The thresholds stand here before any data:
+process are alike and drift together; widened to the ratios of single starts, since two or three starts are too few
+for a bootstrap to know how far apart starts lie; and widened by `DRIFT`, which no look inside a run can show. Verdicts:
 
 - slower or faster: the whole interval lies on that side of 1;
 - the same: the whole interval lies within the floor on both sides of 1;
@@ -26,8 +26,11 @@ from models.console import Usage, table
 
 SLOWER, FASTER, SAME, UNKNOWN = "slower", "faster", "the same", "cannot be told"
 
-# Beyond this a user notices; two runs of an idle machine differ by about 2 %.
+# Beyond this a user notices.
 FLOOR = 5.0  # percent
+
+# Two runs of one idle virtual machine, minutes apart, differ by so much in everything at once.
+DRIFT = 0.02
 
 # What must agree for two files to be of one machine. Packages may differ: their effect is what a comparison is for.
 MACHINE = ("cpu", "flags", "cores", "threads", "gpus", "limits")
@@ -118,7 +121,8 @@ def interval(old: Sequence[Values], new: Sequence[Values], seed: int = 0) -> tup
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(ratios, (tail, 100 - tail))
     own = [[float(np.median(start)) for start in side] for side in (old, new)]
-    return min(float(low), min(own[1]) / max(own[0])), max(float(high), max(own[1]) / min(own[0]))
+    low, high = min(float(low), min(own[1]) / max(own[0])), max(float(high), max(own[1]) / min(own[0]))
+    return low / (1 + DRIFT), high * (1 + DRIFT)
 
 
 def resampled(side: Sequence[Values], generator: np.random.Generator) -> float:
