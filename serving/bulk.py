@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import resource
 import socket
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -531,7 +530,7 @@ def classify(
             "images": now.images, "seconds": round(seconds, 3),
             "images_per_second": round(now.images / seconds, 1) if seconds else None,
             "actors": shape[0], "cores_per_actor": shape[1],
-            "driver_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
+            "driver_peak_mb": peak_mb(),
         },
     }  # fmt: skip
     write(folder / SUMMARY, json.dumps(summary, indent=1).encode())
@@ -539,3 +538,14 @@ def classify(
         if name.endswith(TEMPORARY):  # of processes that were killed while they wrote
             folder.files.delete_file((folder / name).path)
     return summary
+
+
+def peak_mb() -> int | None:
+    """The most memory this process ever held; None where Linux does not say.
+
+    Not `getrusage`: for a process that a large one started it gives that one's.
+    """
+    with suppress(OSError, ValueError, StopIteration):
+        status = Path("/proc/self/status").read_text("ascii", "replace").splitlines()
+        return round(int(next(line for line in status if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6)
+    return None

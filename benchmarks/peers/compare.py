@@ -95,9 +95,9 @@ PEERS = (
 )
 # The same way through without decoding and without an engine: what the servers themselves cost.
 EMPTY = (
-    Peer("Starlette alone",          "benchmarks.peers.empty_starlette",      "starlette", "bench"),
-    Peer("BentoML, image endpoint",  "benchmarks.peers.empty_bentoml:Image",  "bentoml",  "bench"),
-    Peer(PODIUM,                     "benchmarks.peers.empty_podium:Podium",  "bentoml",  "bench", ours=True),
+    Peer("Starlette alone",          "benchmarks.peers.with_starlette_alone", "starlette", "bench"),
+    Peer("BentoML, image endpoint",  "benchmarks.peers.with_bentoml_alone:Image",  "bentoml",  "bench"),
+    Peer(PODIUM,                     "benchmarks.peers.with_podium_alone:Podium", "bentoml",  "bench", ours=True),
 )
 # fmt: on
 
