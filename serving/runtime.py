@@ -327,9 +327,10 @@ class OpenVino:
         self._request, self._tensor = self._model.create_infer_request(), openvino.Tensor
 
     def run(self, batch: Pixels) -> Scores:
-        # Not `infer`: its dispatch by type of input takes a tenth of a millisecond. The batch outlives the call, and
-        # its memory is shared; the output tensor does not, and is copied out.
-        self._request.set_input_tensor(self._tensor(np.require(batch, requirements=("C", "W")), shared_memory=True))
+        # Not `infer`: its dispatch by type of input takes a tenth of a millisecond. The tensor shares the batch's
+        # memory and does not keep it alive, `shared` does; the output tensor is the request's, and is copied out.
+        shared = np.require(batch, requirements=("C", "W"))
+        self._request.set_input_tensor(self._tensor(shared, shared_memory=True))
         self._request.start_async()
         self._request.wait()
         scores: Scores = self._request.get_output_tensor().data.copy()

@@ -465,6 +465,8 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(tmp_path / "in", tmp_path / "out", "--part-size", "1"),
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A shell that runs the tests in the background has them ignore it, and what they start with them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + WITHIN_S
     while not list((tmp_path / "out").glob("part-*")):

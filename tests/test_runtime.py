@@ -244,3 +244,17 @@ def test_a_containers_quota_counts_as_processors(
     assert runtime.cores() == 4
     (tmp_path / "cpu.max").write_text(quota + "\n")
     assert runtime.cores() == allowed
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_batch_that_cannot_be_written_or_is_not_in_one_piece_is_taken_as_it_is(tiny: Artifact, engine: str) -> None:
+    """Engines share a batch's memory where they can. Of one that has to be copied the copy must outlive the call."""
+    opened = runtime.open(tiny, engine)
+    wide = np.random.default_rng(0).integers(0, 256, (4, *SHAPE[:2], 6), np.uint8)
+    want = [opened.run(np.ascontiguousarray(wide[i : i + 1, ..., :3])).copy() for i in range(4)]
+    for i in range(4):
+        fixed = np.ascontiguousarray(wide[i : i + 1, ..., :3])
+        fixed.flags.writeable = False
+        for batch in (wide[i : i + 1, ..., :3], fixed):
+            np.testing.assert_array_equal(opened.run(batch), want[i])
+    opened.close()
