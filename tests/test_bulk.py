@@ -462,11 +462,11 @@ def test_a_run_that_is_killed_goes_on_without_repeating(tmp_path: Path) -> None:
 def test_ctrl_c_keeps_what_was_finished(tmp_path: Path) -> None:
     for copy in range(6):
         pictures(tmp_path / "in" / str(copy), 100)
+    # A shell that runs the tests in the background has them ignore Ctrl-C, and what they start with them.
+    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     process = subprocess.Popen(
-        command(tmp_path / "in", tmp_path / "out", "--part-size", "1"),
+        [sys.executable, "-c", heed, *command(tmp_path / "in", tmp_path / "out", "--part-size", "1")],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        # A shell that runs the tests in the background has them ignore it, and what they start with them.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + WITHIN_S
     while not list((tmp_path / "out").glob("part-*")):
