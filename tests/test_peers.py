@@ -116,7 +116,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, rates: dict[str, float]) -> list[tuple
         def look(connections: int, seconds: float) -> compare.Look:
             asked.append((label, connections))
             number = sum(one == (label, connections) for one in asked)
-            return compare.Look(int(rates.get(label, 50) * number), 1.0, 10.0 / number, 20.0 / number, number % 2)
+            return compare.Look(int(rates.get(label, 50) * number), 1.0, 10.0 / number, 20.0 / number, int(number == 4))
 
         return look
 
@@ -125,7 +125,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, rates: dict[str, float]) -> list[tuple
             return ask(self.label)
 
     monkeypatch.setattr(compare, "server", lambda peer, *_: Server(peer.label))
-    monkeypatch.setattr(compare, "loader", lambda url, _: ask(url))
+    monkeypatch.setattr(compare, "loader", lambda url, _, post=None: ask(compare.TENSORS if post else url))
     monkeypatch.setattr(compare, "limit", lambda *_: Limit(compare.LIMIT))
     return asked
 
@@ -139,16 +139,17 @@ def test_rounds_are_interleaved_and_figures_are_medians(
     path = tmp_path / "peers.json"
     arguments = ["peers", "--model", tiny.tag, "--rounds", "3", "--connections", "2", "--out", str(path)]
     assert main(arguments) == 0
-    labels = ["FastAPI", compare.PODIUM, compare.LIMIT]
-    assert [label for label, _ in asked] == labels * 4  # once to warm up
+    labels = ["FastAPI", compare.PODIUM, compare.TENSORS, compare.LIMIT]
+    assert [label for label, _ in asked] == [label for label in labels for _ in range(2)] * 3  # the first warms up
     document = json.loads(path.read_text("utf-8"))
     by_server = {row["server"]: row for row in document["rows"]}
-    # The first look warmed up, so that rounds saw the second to the fourth.
-    assert by_server["FastAPI"]["rate"] == 300 and by_server["FastAPI"]["p50"] == pytest.approx(10 / 3)
+    # Every other look warmed up, so that rounds saw the second, the fourth and the sixth.
+    assert by_server["FastAPI"]["rate"] == 400 and by_server["FastAPI"]["p50"] == pytest.approx(10 / 4)
     assert by_server["FastAPI"]["errors"] == 1 and len(by_server["FastAPI"]["rounds"]) == 3
     assert by_server["FastAPI"]["pixels"] == "its own" and by_server[compare.PODIUM]["pixels"] == "ours"
+    assert by_server[compare.TENSORS]["pixels"] == "given"
     lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "0.50" in lines["FastAPI"] and "200.0 to 400.0" in lines["FastAPI"] and "1.00" in lines[compare.PODIUM]
+    assert "0.50" in lines["FastAPI"] and "200.0 to 600.0" in lines["FastAPI"] and "1.00" in lines[compare.PODIUM]
 
 
 def test_what_is_not_installed_is_named(

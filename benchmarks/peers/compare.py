@@ -1,8 +1,9 @@
-"""Podium and its peers side by side: all are started, checked to give the same answers, and loaded in turn, round after
-round, so that a slow spell of the machine strikes all alike. What is not its turn waits for requests and takes none.
+"""Podium and its peers side by side: started, warmed, loaded and ended in turn, round after round, so that each has the
+machine to itself, as it has in use, and a slow spell of the machine strikes all alike.
 
 The load is a closed loop of multipart requests with photographs, from `wrk` where it is installed, else from our own
-client, which takes more of the processor it shares with the servers. Figures are medians over the rounds.
+client, which takes more of the processor it shares with the servers. Podium has a second turn, with the pixels
+themselves through the Open Inference Protocol. Figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from benchmarks.load import Body, Outcome, closed_loop
+from benchmarks.load import Outcome, closed_loop
 from benchmarks.measure import ROOT
 from benchmarks.peers.work import VARIABLE
 from models.console import Failure, table
+from models.preprocess import pixels
 from serving.runtime import Artifact, Choice
 
 BOUNDARY = "podium-side-by-side"
@@ -41,10 +44,10 @@ CONTENT_TYPE = f"multipart/form-data; boundary={BOUNDARY}"
 MAX_BATCH = 8
 BATCH_DELAY_S = 0.005  # LitServe waits that long for a batch to fill; at 0 it forms none
 READY_WITHIN_S = 120.0
-WARMUP_S = 1.0
+WARMUP_S = 2.0
 WRK = Path(__file__).with_name("wrk.lua")
 
-PODIUM, LIMIT = "Podium", "no server"
+PODIUM, TENSORS, LIMIT = "Podium", "Podium, uint8 tensors", "no server"
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,17 @@ class Look:
 Ask = Callable[[int, float], Look]  # connections, seconds
 
 
+@dataclass(frozen=True)
+class Post:
+    """Where bodies go, and with which headers."""
+
+    path: str
+    headers: dict[str, str]
+
+
+FORMS = Post("/classify", {"Content-Type": CONTENT_TYPE})
+
+
 def compare(
     artifact: Artifact,
     choice: Choice,
@@ -135,28 +149,38 @@ def compare(
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="podium-peers-")))
         bodies = [multipart(path) for path in photographs]
-        files = [folder / f"{index}.body" for index in range(len(bodies))]
-        for file, body in zip(files, bodies, strict=True):
-            file.write_bytes(body)
-        asks: dict[str, Ask] = {}
-        for peer in progress(peers, "starting the servers"):
-            url = running.enter_context(server(peer, job(artifact, choice, peer), bodies[0], folder))
-            asks[peer.label] = loader(url, files)
-        if peers is not EMPTY:
-            asks[LIMIT] = running.enter_context(limit(job(artifact, choice, None), photographs))
-        for ask in progress(list(asks.values()), "warming up"):
-            ask(max(connections), WARMUP_S)
-        turns = [(label, n) for _ in range(rounds) for n in connections for label in asks]
-        for label, n in progress(turns, "loading in turn"):
-            looks.setdefault((label, n), []).append(asks[label](n, seconds))
-    by_label = {peer.label: peer for peer in peers}
+        forms = written(bodies, folder, "form")
+        tensors, infer = binary_tensors(artifact, photographs)
+        arrays = written(tensors, folder, "tensor")
+        turns: list[Peer | None] = [*peers, *[None] * (peers is not EMPTY)]
+        for peer in progress(turns * rounds, "in turn"):
+            with ExitStack() as turn:
+                asks: dict[str, Ask] = {}
+                if peer is None:
+                    asks[LIMIT] = turn.enter_context(limit(job(artifact, choice, None), photographs))
+                else:
+                    url = turn.enter_context(server(peer, job(artifact, choice, peer), bodies[0], folder))
+                    asks[peer.label] = loader(url, forms)
+                    if peer.label == PODIUM and peers is not EMPTY:
+                        asks[TENSORS] = loader(url, arrays, infer)
+                for label, ask in asks.items():
+                    ask(max(connections), WARMUP_S)
+                    for n in connections:
+                        looks.setdefault((label, n), []).append(ask(n, seconds))
+    own = {peer.label for peer in peers if not peer.ours}
+
+    def behind(label: str) -> dict[str, str | None]:
+        """The engine behind a server, and whose pixels it was given."""
+        if peers is EMPTY:
+            return {"engine": None, "precision": None, "pixels": None}
+        engine, pixels = ("onnxruntime", "its own") if label in own else (choice.engine, "ours")
+        return {"engine": engine, "precision": choice.precision, "pixels": "given" if label == TENSORS else pixels}
+
     return [
         {
             "server": label,
             "network": artifact.network,
-            "engine": choice.engine if label == LIMIT or by_label[label].ours else "onnxruntime",
-            "precision": choice.precision,
-            "pixels": "ours" if label == LIMIT or by_label[label].ours else "its own",
+            **behind(label),
             "connections": n,
             **{name: statistics.median(getattr(look, name) for look in found) for name in ("rate", "p50", "p99")},
             "errors": sum(look.errors for look in found),
@@ -183,6 +207,31 @@ def multipart(path: Path) -> bytes:
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="{path.name}"\r\n'
     head += f"Content-Type: {kind}\r\n\r\n"
     return head.encode() + path.read_bytes() + f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
+def binary_tensors(artifact: Artifact, photographs: Sequence[Path]) -> tuple[list[bytes], Post]:
+    """The pixels of every photograph as a request in the Open Inference Protocol's binary form, and where it goes."""
+    found = []
+    for photograph in photographs:
+        with Image.open(photograph) as image:
+            found.append(pixels(image, artifact.preprocess).tobytes())
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *artifact.preprocess.shape]}
+    said = {
+        "inputs": [tensor | {"parameters": {"binary_data_size": len(found[0])}}],
+        "outputs": [{"name": "probabilities", "parameters": {"binary_data": True}}],
+    }
+    head = json.dumps(said).encode()
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+    return [head + tensor for tensor in found], Post(f"/v2/models/{artifact.network}/infer", headers)
+
+
+def written(bodies: Iterable[bytes], folder: Path, kind: str) -> list[Path]:
+    """Files that hold `bodies`."""
+    files = []
+    for index, body in enumerate(bodies):
+        files.append(folder / f"{index}.{kind}")
+        files[-1].write_bytes(body)
+    return files
 
 
 def free_port() -> int:
@@ -256,11 +305,12 @@ def client() -> str:
     return "wrk" if shutil.which("wrk") else "benchmarks.load"
 
 
-def loader(url: str, files: Sequence[Path]) -> Ask:
-    return with_wrk(url, files) if client() == "wrk" else with_our_client(url, files)
+def loader(url: str, files: Sequence[Path], post: Post = FORMS) -> Ask:
+    """What loads the server at `url` with the bodies in `files`, one after the other."""
+    return with_wrk(url, files, post) if client() == "wrk" else with_our_client(url, files, post)
 
 
-def with_wrk(url: str, files: Sequence[Path]) -> Ask:
+def with_wrk(url: str, files: Sequence[Path], post: Post = FORMS) -> Ask:
     def ask(connections: int, seconds: float) -> Look:
         command = [
             "wrk",
@@ -271,7 +321,9 @@ def with_wrk(url: str, files: Sequence[Path]) -> Ask:
             "--duration",
             f"{max(1, round(seconds))}s",
         ]
-        command += ["--timeout", "30s", "--script", str(WRK), f"{url}/classify", "--", CONTENT_TYPE, *map(str, files)]
+        for name, value in post.headers.items():
+            command += ["--header", f"{name}: {value}"]
+        command += ["--timeout", "30s", "--script", str(WRK), f"{url}{post.path}", "--", *map(str, files)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         try:
             found = json.loads(done.stdout.strip().splitlines()[-1])
@@ -282,10 +334,10 @@ def with_wrk(url: str, files: Sequence[Path]) -> Ask:
     return ask
 
 
-def with_our_client(url: str, files: Sequence[Path]) -> Ask:
+def with_our_client(url: str, files: Sequence[Path], post: Post = FORMS) -> Ask:
     import aiohttp
 
-    bodies = [Body(file.read_bytes(), CONTENT_TYPE) for file in files]
+    bodies = [file.read_bytes() for file in files]
 
     async def drive(connections: int, seconds: float) -> tuple[list[Outcome], float]:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -297,8 +349,7 @@ def with_our_client(url: str, files: Sequence[Path]) -> Ask:
                 sent += 1
                 status: int | str
                 try:
-                    headers = {"Content-Type": body.content_type}
-                    async with session.post(f"{url}/classify", data=body.data, headers=headers) as response:
+                    async with session.post(f"{url}{post.path}", data=body, headers=post.headers) as response:
                         await response.read()
                         status = response.status
                 except aiohttp.ClientError as error:
@@ -362,7 +413,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for name, found in by_server.items():
         first = next(iter(found.values()))
-        line = [name, f"{first['engine']} {first['precision']}", first["pixels"]]
+        line = [
+            name,
+            f"{first['engine']} {first['precision']}" if first["engine"] else "none",
+            first["pixels"] or "none",
+        ]
         for n in counts:
             row = found[n]
             rates = [look["requests"] / look["seconds"] for look in row["rounds"]]
