@@ -289,13 +289,13 @@ class Classifier:
     def _answer(self, waiting: list[tuple[dict[str, Any], Pixels]]) -> None:
         """Run one batch and fill its rows, as the service's answers are."""
         scores = self.engine.run(np.stack([pixels for _, pixels in waiting]))
-        best = np.argsort(-scores, axis=1, kind="stable")[:, : self.job.top_k]
-        for (row, _), one, classes in zip(waiting, scores, best, strict=True):
-            row |= self._predictions(one, classes)
+        for (row, _), one in zip(waiting, scores, strict=True):
+            row |= self._predictions(one)
 
-    def _predictions(self, scores: Scores, classes: Any) -> Mapping[str, Any]:
+    def _predictions(self, scores: Scores) -> Mapping[str, Any]:
         if not np.isfinite(scores).all():
             return {"error_code": InferenceFailed.code, "error_message": OUR_FAULT}
+        classes = runtime.likeliest(scores, self.job.top_k)
         return {
             "class_ids": classes,
             "labels": [self.labels[i] for i in classes],
@@ -448,7 +448,8 @@ def run(
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = -1  # a part that fails does not stop the others
     tasks = np.array_split(np.asarray(todo, np.int64), min(TASKS, len(todo)))
-    parts = ray.data.from_arrow([pa.table({"part": task}) for task in tasks])
+    # Not `from_arrow`: it starts tasks that look at what it is given, and waits for them.
+    parts = ray.data.from_blocks([pa.table({"part": task}) for task in tasks])
     with warnings.catch_warnings():
         # `ray_remote_args_fn` is to go in Ray 2.64; before that, nothing else bounds the retries of a task.
         warnings.simplefilter("ignore")

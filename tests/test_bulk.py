@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
+from benchmarks import bulk as sides
+from benchmarks.__main__ import main as measured
 from models.console import Failure, Usage
 from serving import bulk, inputs
 from serving.__main__ import final, main
@@ -491,3 +494,106 @@ def test_a_node_is_lost_and_no_row_is() -> None:
     assert done.returncode == 0, done.stderr
     assert "killed one of 3 nodes" in done.stdout
     assert f"{count:,} rows, each of {count:,} images once" in done.stdout
+
+
+# Found by every Python that is started with its folder on PYTHONPATH, Ray's actors too. Nothing can be caught of it.
+KILLER = """
+import os
+from PIL import ImageFile
+load = ImageFile.ImageFile.load
+ImageFile.ImageFile.load = lambda image: os._exit(1) if image.size == (13, 13) else load(image)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny")
+def test_an_image_that_kills_its_process_fails_its_part_alone(tmp_path: Path) -> None:
+    """Decoding one of 40 ends the process, every time: nine parts are done, and the tenth once it no longer does."""
+    paths = pictures(tmp_path / "in", 40)
+    Image.new("RGB", (13, 13)).save(paths[21], "JPEG")
+    (tmp_path / "killer").mkdir()
+    (tmp_path / "killer" / "sitecustomize.py").write_text(KILLER)
+    out, run = tmp_path / "out", command(tmp_path / "in", tmp_path / "out", "--part-size", "4")
+    with_killer = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path / "killer"), str(ROOT)))}
+
+    def ran(environment: dict[str, str] | None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            run, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WITHIN_S, check=False
+        )
+
+    def named() -> dict[str, list[str]]:
+        return {file.name: pq.read_table(file).column("path").to_pylist() for file in out.glob("part-*")}
+
+    failed = ran(with_killer)
+    assert failed.returncode == 1 and not (out / bulk.SUMMARY).exists(), failed
+    last = failed.stderr.splitlines()[-1]
+    assert "1 of 10 parts failed" in last and "its process or node died every time" in last
+    before = named()
+    assert len(before) == 9 and {len(rows) for rows in before.values()} == {4}
+    assert str(paths[21]) not in chain(*before.values())
+    done = ran(None)
+    assert (done.returncode, done.stderr) == (0, "")
+    after = named()
+    assert {name: after[name] for name in before} == before
+    assert sorted(chain(*after.values())) == sorted(map(str, paths))
+
+
+# --- how fast ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_steady_rate_is_that_of_the_parts(tmp_path: Path) -> None:
+    """Two actors that need five seconds for a part of 100 give 40 a second, whatever came before the first part."""
+    (tmp_path / bulk.MANIFEST).write_text('{"part_size": 100}')
+    for part in range(9):
+        file = tmp_path / bulk.part_name(part)
+        file.touch()
+        os.utime(file, (0, 1_000 + 5 * (part // 2) + 0.1 * (part % 2)))
+    rate, seconds = sides.steady(tmp_path, 900)
+    assert rate == pytest.approx(40, rel=0.05) and seconds == pytest.approx(20)
+    assert sides.steady(tmp_path, 801)[0] < rate  # the last part had one image alone
+    for part in range(2, 9):
+        (tmp_path / bulk.part_name(part)).unlink()
+    with pytest.raises(Failure, match="200 images are 2 parts, too few"):
+        sides.steady(tmp_path, 200)
+
+
+def test_ways_are_measured_in_turn_and_told_against_the_faster_limit(
+    tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def limit(artifact: Artifact, choice: Any, threads: int, *_: Any) -> dict[str, Any]:
+        asked.append(f"limit {threads}")
+        return {"rate": 100.0 * threads, "threads": threads}
+
+    def bulk_run(artifact: Artifact, choice: Any, source: Path, out: Path, count: int) -> dict[str, Any]:
+        asked.append("bulk")
+        assert len(list(source.rglob("*.jpg"))) == count == 7
+        turn = asked.count("bulk")
+        return {way: {"rate": 90.0 + turn} for way in (sides.STEADY, sides.SUMMARY, sides.WHOLE)}
+
+    def over_http(*_: Any) -> dict[str, Any]:
+        asked.append("http")
+        return {sides.CLIENTS: {"rate": 80.0}, sides.LOOP: {"rate": 46.0}}
+
+    monkeypatch.setattr(sides, "limit", limit)
+    monkeypatch.setattr(sides, "bulk", bulk_run)
+    monkeypatch.setattr(sides, "over_http", over_http)
+    monkeypatch.setattr(sides, "cores", lambda: 2)
+    path = tmp_path / "bulk.json"
+    assert measured(["bulk", tiny.tag, "--count", "7", "--out", str(path)]) == 0
+    assert asked == ["limit 1", "bulk", "limit 2", "http"] * 3
+    rows = {row["way"]: row for row in json.loads(path.read_text("utf-8"))["rows"]}
+    assert rows[sides.LIMIT]["rate"] == 200 and len(rows[sides.LIMIT]["rounds"][0]["tried"]) == 2
+    assert (rows[sides.STEADY]["rate"], rows[sides.STEADY]["of_limit"], rows[sides.STEADY]["of_loop"]) == (92, 0.46, 2)
+    assert "91.0 to 93.0" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_bulk_beside_its_limit_and_http(tiny: Artifact, tmp_path: Path) -> None:
+    path = tmp_path / "bulk.json"
+    arguments = ["--engine", "onnxruntime", "--rounds", "1", "--seconds", "0.2", "--count", "600", "--out", str(path)]
+    assert measured(["bulk", tiny.tag, *arguments]) == 0
+    rows = {row["way"]: row for row in json.loads(path.read_text("utf-8"))["rows"]}
+    assert len(rows) == 6 and all(row["rate"] > 0 and len(row["rounds"]) == 1 for row in rows.values())
+    assert rows[sides.WHOLE]["rate"] < rows[sides.SUMMARY]["rate"]

@@ -1,0 +1,197 @@
+"""Bulk beside its limit and beside a loop over HTTP, round after round, so that a slow spell of the machine strikes all
+alike. What is not its turn is not running: each way is started for its turn and ended after it.
+
+The limit is decoding and the engine alone in one process (`benchmarks.peers.limit`): no file is read, no class ranked,
+nothing written. Each round takes the faster of an engine of one thread and one of every core.
+
+Bulk is the command as a user types it, on a folder of links to the photographs. Three rates are told, for they answer
+three questions:
+
+    steady      images done over time, by the times of the parts' files: what one more million takes
+    summary     what the command says: from the connection to Ray to the last part, its actors' start included
+    whole       from the process's begin to its end: importing, listing, starting and stopping Ray too
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from benchmarks.measure import ROOT
+from benchmarks.peers import compare
+from models.console import Failure, table
+from serving.runtime import Artifact, Choice, cores
+
+LIMIT, LOOP, CLIENTS = "in one process", "a loop over HTTP", "16 at once over HTTP"
+STEADY, SUMMARY, WHOLE = "bulk, steady", "bulk, by its summary", "bulk, whole command"
+
+AT_ONCE = 16
+BATCH = 16  # of the limit, as bulk's own
+IN_FLIGHT = 2 * BATCH
+WARMUP_S = 1.0
+
+Look = dict[str, Any]  # of one way in one round: `rate` in images/s, and what else was seen
+
+
+def measure(
+    artifact: Artifact,
+    choice: Choice,
+    photographs: Sequence[Path],
+    count: int,
+    rounds: int,
+    seconds: float,
+    advance: Callable[[], object],
+) -> list[dict[str, Any]]:
+    """A row for every way, with the look of every round; `advance` is called four times a round."""
+    looks: dict[str, list[Look]] = {way: [] for way in (LIMIT, STEADY, SUMMARY, WHOLE, CLIENTS, LOOP)}
+    with TemporaryDirectory(prefix="podium-bulk-") as name:
+        folder = Path(name)
+        files = many(photographs, folder / "images", count)
+        for turn in range(rounds):
+            limits = [limit(artifact, choice, 1, photographs, seconds)]
+            advance()
+            for way, look in bulk(artifact, choice, folder / "images", folder / f"answers-{turn}", count).items():
+                looks[way].append(look)
+            advance()
+            if cores() > 1:  # after bulk, so that the limit is measured on both sides of it
+                limits.append(limit(artifact, choice, cores(), photographs, seconds))
+            looks[LIMIT].append({**max(limits, key=lambda look: look["rate"]), "tried": limits})
+            advance()
+            for way, look in over_http(artifact, choice, files, photographs, folder, seconds).items():
+                looks[way].append(look)
+            advance()
+    medians = {way: statistics.median(look["rate"] for look in found) for way, found in looks.items()}
+    return [
+        {
+            "way": way,
+            "network": artifact.network,
+            "engine": choice.engine,
+            "precision": choice.precision,
+            "rate": medians[way],
+            "of_limit": medians[way] / medians[LIMIT],
+            "of_loop": medians[way] / medians[LOOP],
+            "rounds": found,
+        }
+        for way, found in looks.items()
+    ]
+
+
+def many(photographs: Sequence[Path], folder: Path, count: int) -> list[Path]:
+    """`count` links to the photographs in turn, a thousand to a folder: they come from memory, whatever the disk."""
+    made = []
+    for i in range(count):
+        photograph = photographs[i % len(photographs)].resolve()
+        target = folder / f"{i // 1000:04}" / f"{i:07}{photograph.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(photograph)
+        made.append(target)
+    return made
+
+
+def limit(artifact: Artifact, choice: Choice, threads: int, photographs: Sequence[Path], seconds: float) -> Look:
+    job = compare.job(artifact, choice._replace(threads=threads), None) | {"max_batch": BATCH}
+    with compare.limit(job, photographs) as ask:
+        return {"rate": ask(IN_FLIGHT, seconds).rate, "threads": threads}
+
+
+def bulk(artifact: Artifact, choice: Choice, source: Path, out: Path, count: int) -> dict[str, Look]:
+    """The three rates of one run of the command, which must have an answer for every image."""
+    command = [sys.executable, "-m", "serving", "bulk", str(source), "--model", artifact.tag, "--out", str(out)]
+    command += ["--engine", choice.engine, "--precision", choice.precision]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    began = time.perf_counter()
+    if subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=False).returncode:
+        raise Failure("the bulk run failed; its message is above")
+    wall = time.perf_counter() - began
+    summary = json.loads((out / "_summary.json").read_text("utf-8"))
+    if summary["images"] != count or summary["errors"]:
+        raise Failure(f"bulk has {summary['images']} rows for {count} images, errors: {summary['errors'] or 'none'}")
+    ran, (rate, between) = summary["this_run"], steady(out, count)
+    said = {name: ran[name] for name in ("seconds", "actors", "cores_per_actor", "driver_peak_mb")}
+    return {
+        STEADY: {"rate": rate},
+        SUMMARY: {"rate": count / ran["seconds"], "first_part_s": ran["seconds"] - between, **said},
+        WHOLE: {"rate": count / wall, "seconds": wall},
+    }
+
+
+def steady(out: Path, count: int) -> tuple[float, float]:
+    """(images per second, seconds) from the first part to the last; the rate is the slope of images over parts' times.
+
+    A line through all the points, for actors that keep step finish their parts together: between the first and the
+    last point alone it would matter which of them was the first.
+    """
+    part_size = json.loads((out / "_manifest.json").read_text("utf-8"))["part_size"]
+    parts = sorted((path.stat().st_mtime, path.name) for path in out.glob("part-*.parquet"))
+    if len(parts) < 3:
+        raise Failure(f"{count} images are {len(parts)} parts, too few to see a rate; raise --count")
+    last = max(name for _, name in parts)
+    images = [count - part_size * (len(parts) - 1) if name == last else part_size for _, name in parts]
+    times = np.array([when for when, _ in parts]) - parts[0][0]
+    slope, _ = np.polyfit(times, np.cumsum(images), 1)
+    return float(slope), float(times[-1])
+
+
+def over_http(
+    artifact: Artifact,
+    choice: Choice,
+    files: Sequence[Path],
+    photographs: Sequence[Path],
+    folder: Path,
+    seconds: float,
+) -> dict[str, Look]:
+    """A server for this turn, loaded by as many clients at once as fill it, and by a plain loop."""
+    podium = next(peer for peer in compare.PEERS if peer.name == compare.PODIUM)
+    bodies = [folder / f"{i}.body" for i in range(len(photographs))]
+    for body, photograph in zip(bodies, photographs, strict=True):
+        body.write_bytes(compare.multipart(photograph))
+    job = compare.job(artifact, choice, podium)
+    with compare.server(podium, job, bodies[0].read_bytes(), folder) as url:
+        ask = compare.loader(url, bodies)
+        ask(AT_ONCE, WARMUP_S)
+        full = ask(AT_ONCE, seconds)
+        return {
+            CLIENTS: {"rate": full.rate, "errors": full.errors},
+            LOOP: {"rate": loop(url, files, seconds)},
+        }
+
+
+def loop(url: str, files: Sequence[Path], seconds: float) -> float:
+    """Images per second of a plain loop over files: read one, send it, read the answer; one connection is kept."""
+    address = urlsplit(url)
+    done, began = 0, time.perf_counter()
+    with closing(http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)) as connection:
+        while (passed := time.perf_counter() - began) < seconds:
+            body = files[done % len(files)].read_bytes()
+            connection.request("POST", "/classify", body, {"Content-Type": "application/octet-stream"})
+            response = connection.getresponse()
+            answer = json.load(response)
+            if response.status != 200:
+                raise Failure(f"the service answered {response.status}: {answer}")
+            done += 1
+    return done / passed
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    """One line a way: images per second, and how much that is of the limit and of a plain loop over HTTP."""
+    lines = []
+    for row in rows:
+        rates = [look["rate"] for look in row["rounds"]]
+        lines.append(
+            (row["way"], f"{row['rate']:.1f}", f"{min(rates):.1f} to {max(rates):.1f}", f"{row['of_limit']:.2f}",
+             f"{row['of_loop']:.2f}")
+        )  # fmt: skip
+    return table(lines, ("", "images/s", "lowest to highest", "x in one process", "x a loop"), right=range(1, 5))
