@@ -327,7 +327,7 @@ def record(
 
 
 def split(answered: Sequence[Outcome]) -> dict[str, Any] | None:
-    """Where the time of answered requests went, mean and p99 in ms: the stages that `timing_ms` of the answers names,
+    """Where the time of answered requests went, mean, p50 and p99 in ms: the stages that `timing_ms` of answers names,
     the service's remainder, and transport, which is everything outside it (the network, the socket, the client).
     """
     timed = [(o, o.answer["timing_ms"]) for o in answered if isinstance(o.answer.get("timing_ms"), dict)]
@@ -338,7 +338,9 @@ def split(answered: Sequence[Outcome]) -> dict[str, Any] | None:
     parts["service"] = [t["total"] - sum(t[stage] for stage in STAGES) for _, t in timed]
     parts["transport"] = [o.latency - o.lag - t["total"] for o, t in timed]
     parts["client"] = [o.lag for o, _ in timed]
-    return {name: {"mean": mean(v), "p99": float(np.percentile(v, 99))} for name, v in parts.items()}
+    return {
+        name: {"mean": mean(v), **{f"p{p}": float(np.percentile(v, p)) for p in (50, 99)}} for name, v in parts.items()
+    }
 
 
 def share_within(outcomes: Sequence[Outcome], slo_ms: float) -> float | None:

@@ -13,6 +13,7 @@ Nothing is estimated that a record does not hold. Watts and prices are the reade
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,15 +80,20 @@ def beside(documents: Documents) -> Beside:
     if not found:
         raise Usage("no file holds a run of `python -m benchmarks replicas`, which measures the work around the engine")
     item = found[0]
-    # Of a call that n images share, each counts 1/n; the replicas of that run have one thread each.
+    # Of a call that n images share, each counts 1/n; the replicas of that run have one thread each. Medians, for these
+    # are times on the clock: where a core was taken away in the middle, they are more than was worked.
     shares = [value / int(size) for size, values in item["engine_ms"].items() for value in values]
-    engine = sum(shares) / len(shares) / 1e3
-    decode = item["split_ms"]["decode"]["mean"] / 1e3
+    engine = statistics.median(shares) / 1e3
+    decode = item["split_ms"]["decode"]["p50"] / 1e3
+    if (http := item["cpu_seconds_per_image"] - engine - decode) <= 0:
+        raise Failure(
+            f"{item['scenario']}: the stages took longer than was worked: the machine had other work; run it again"
+        )
     alone = [i for i in in_process(documents) if capacity.key(i) == capacity.key(item) and i["batch"] == 1]
     extra = item["memory_mb"]["peak_rss"] - alone[0]["memory_mb"]["peak_rss"] if alone else 0.0
     return Beside(
         decode,
-        max(0.0, item["cpu_seconds_per_image"] - engine - decode),
+        http,
         max(0.0, extra),
         f"{item['network']} {item['engine']} {item['precision']}, photographs of {item['body_bytes'] / 1e3:.0f} kB",
     )

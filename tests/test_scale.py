@@ -83,7 +83,8 @@ def pair(one: dict[str, Any], decode: float = 3.0, total: float = 0.016) -> dict
     return base | {
         "scenario": "two replicas, 20 per second: nothing happens", "phase": "steady", "batch": None, "rate": 20.0,
         "engine_ms": {"1": [10.0] * 30, "2": [16.0] * 10}, "around_ms": [8.0] * 40, "by_replica": [20, 20],
-        "split_ms": {"decode": {"mean": decode, "p99": decode}}, "cpu_seconds_per_image": total, "body_bytes": 1e5,
+        "split_ms": {"decode": {"mean": decode, "p50": decode, "p99": decode}},
+        "cpu_seconds_per_image": total, "body_bytes": 1e5,
         "memory_mb": base["memory_mb"] | {"peak_rss": base["memory_mb"]["peak_rss"] + 50.0},
         "latency_ms": records.latency([[18.0, 19.0, 24.0] * 10]), "slowest_ms": 24.0,
         "sent": 40, "refused": 0, "lost": 0, "retried": 0, "errors": {},
@@ -97,9 +98,16 @@ def given(**options: Any) -> list[tuple[str, dict[str, Any]]]:
 
 def test_what_stands_beside_the_engine_is_measured_not_assumed() -> None:
     around = scale.beside(given())
-    engine = (30 * 10.0 + 10 * 8.0) / 40 / 1e3  # of a call for two, each counts half
-    assert around.decode == pytest.approx(0.003) and around.http == pytest.approx(0.016 - engine - 0.003)
+    # Of thirty calls of 10 ms for one and ten of 16 ms for two, of which each counts half, the median is 10 ms.
+    assert around.decode == pytest.approx(0.003) and around.http == pytest.approx(0.016 - 0.010 - 0.003)
     assert around.memory_mb == pytest.approx(50.0)
+
+
+def test_stages_that_took_longer_than_was_worked_tell_nothing_of_the_rest() -> None:
+    documents = given()
+    documents[1][1]["records"][0]["cpu_seconds_per_image"] = 0.012
+    with pytest.raises(scale.Failure, match="run it again"):
+        scale.beside(documents)
 
 
 def test_a_replica_does_less_than_its_engine_and_more_where_the_client_decodes() -> None:
