@@ -24,13 +24,16 @@ from bentoml.exceptions import BentoMLConfigException
 from bentoml.models import BentoModel
 
 from models.console import Failure
+from serving import supervisor
 from serving.api import Api
 from serving.classify import Serving, drain_before_exit
-from serving.settings import Settings, artifacts, check_address
+from serving.settings import Settings, artifacts, check_address, check_temporary
 
 try:
-    settings = Settings.read(os.environ)
-    serving = Serving(settings, artifacts(settings.models, Path(__file__).parent))
+    with supervisor.starting():
+        check_temporary()
+        settings = Settings.read(os.environ)
+        serving = Serving(settings, artifacts(settings.models, Path(__file__).parent))
 except Failure as error:
     # BentoML's command line shows its own errors in one line and exits with 1.
     raise BentoMLConfigException(str(error)) from None
@@ -64,11 +67,15 @@ class Podium:
             serving.check()
         except Failure as error:
             raise BentoMLConfigException(str(error)) from None
+        if asked is not None and not asked.params.get("reload"):  # that waits for the next change
+            supervisor.watch(asked)
 
     @bentoml.on_startup
     async def start(self) -> None:
-        await serving.start()
+        with supervisor.starting():
+            await serving.start()
         drain_before_exit(serving)
+        supervisor.ready()
 
     @bentoml.on_shutdown
     async def stop(self) -> None:

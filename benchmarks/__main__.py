@@ -105,6 +105,23 @@ def parser() -> argparse.ArgumentParser:
     peers_.add_argument("--empty", action="store_true", help="what the servers cost without decoding and engine")
     peers_.add_argument("--out", type=Path, metavar="FILE", help="also write every round to this file")
 
+    bulk_ = command(
+        "bulk",
+        bulk,
+        "Bulk beside its limit in one process and beside a loop over HTTP, in interleaved rounds.",
+        "squeezenet1_1 --engine openvino --precision int8 --images photographs/",
+    )
+    bulk_.add_argument("tag", metavar="TAG", help="an artifact, as `python -m export list` shows it")
+    bulk_.add_argument("--engine", default="auto", metavar="E", help="default: what serving would choose")
+    bulk_.add_argument("--precision", default="auto", metavar="P", help="default: what serving would choose")
+    bulk_.add_argument("--images", type=Path, metavar="DIR", help="photographs (default: examples/photographs)")
+    bulk_.add_argument(
+        "--count", type=positive_integer, default=20_000, metavar="N", help="images of a bulk run (default: 20,000)"
+    )
+    bulk_.add_argument("--rounds", type=positive_integer, default=3, metavar="N", help="default: 3")
+    bulk_.add_argument("--seconds", type=positive, default=10.0, metavar="S", help="of the other looks (default: 10)")
+    bulk_.add_argument("--out", type=Path, metavar="FILE", help="also write every round to this file")
+
     load_ = command(
         "load",
         load,
@@ -179,6 +196,22 @@ def parser() -> argparse.ArgumentParser:
     replicas_.add_argument("--pause", type=positive, default=3.0, metavar="S", help="of the slow replica (default: 3)")
     replicas_.add_argument("--images", type=Path, metavar="DIR", help="photographs to send (default: a synthetic one)")
     replicas_.add_argument("--out", type=Path, metavar="FILE", help="also write the records to this file")
+
+    stand_ = command(
+        "stand",
+        stand,
+        "Attack, overload, kill, soak and misconfigure the service, with a verdict and figures for each; exits 1 where "
+        "one fails.",
+        "resnet50 --engine openvino --precision int8 --out standing.json",
+    )
+    stand_.add_argument("tag", metavar="TAG|FILE", help="an artifact, or a file this wrote, to show its table again")
+    stand_.add_argument("--engine", default="auto", metavar="E", help="default: what serving would choose")
+    stand_.add_argument("--precision", default="auto", metavar="P", help="default: what serving would choose")
+    stand_.add_argument("--images", type=Path, metavar="DIR", help="photographs to send (default: a synthetic one)")
+    stand_.add_argument("--only", nargs="+", metavar="NAME", help="these campaigns alone, beside those --out holds")
+    stand_.add_argument("--brief", action="store_true", help="each campaign in some seconds")
+    stand_.add_argument("--out", type=Path, metavar="FILE", help="also write every figure to this file")
+    stand_.add_argument("--into", type=Path, metavar="PAGE", help="renew the table of this page")
 
     scale_ = command(
         "scale",
@@ -435,6 +468,31 @@ def peers(options: argparse.Namespace) -> int:
     return 0
 
 
+def bulk(options: argparse.Namespace) -> int:
+    import json
+
+    from benchmarks import bulk as sides
+    from benchmarks import environment, measure
+    from benchmarks.peers.compare import client
+    from export.parity import photographs
+    from serving.runtime import choose, find
+
+    artifact = find(options.tag)
+    choice = choose(artifact, options.engine, options.precision)
+    found = photographs(options.images or measure.ROOT / "examples" / "photographs")
+    here = environment.describe() | {"client": client(), "images": options.count, "photographs": len(found)}
+    if warning := environment.busy(here):
+        print(f"python -m benchmarks: {warning}", file=sys.stderr)
+    with console.Bar("measuring in turn", 4 * options.rounds) as bar:
+        rows = sides.measure(artifact, choice, found, options.count, options.rounds, options.seconds, bar.advance)
+    print(sides.summary(rows))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"environment": here, "rows": rows}, indent=1) + "\n", "utf-8")
+        print(options.out)
+    return 0
+
+
 def load(options: argparse.Namespace) -> int:
     from benchmarks import environment
     from benchmarks import load as loads
@@ -531,6 +589,73 @@ def replicas(options: argparse.Namespace) -> int:
     if lost := sum(item["lost"] for item in made):
         raise Failure(f"{lost} of {sum(item['sent'] for item in made)} requests were lost")
     return 0
+
+
+def stand(options: argparse.Namespace) -> int:
+    from benchmarks import standing
+
+    if options.into and "<!-- standing -->" not in (options.into.read_text("utf-8") if options.into.is_file() else ""):
+        raise Usage(f"{options.into} is no page with `<!-- standing -->` in it; --into renews the table after that")
+    document = standing.read(Path(options.tag)) if options.tag.endswith(".json") else stood(options)
+    print(standing.summary(document))
+    if options.into:
+        from benchmarks import scale as scales
+
+        made = {"standing": standing.markdown(document)}
+        options.into.write_text(scales.insert(options.into.read_text("utf-8"), made), "utf-8")
+        print(options.into)
+    if failed := [campaign["name"] for campaign in document["campaigns"] if not campaign["passed"]]:
+        raise Failure(f"{len(failed)} of {len(document['campaigns'])} campaigns failed: {', '.join(failed)}")
+    return 0
+
+
+def stood(options: argparse.Namespace) -> dict[str, Any]:
+    """What the campaigns that were asked for came to, written after each."""
+    import json
+
+    from benchmarks import environment, standing
+    from benchmarks import load as loads
+    from serving.runtime import choose, find
+
+    names = options.only or list(standing.CAMPAIGNS)
+    for name in names:
+        if name not in standing.CAMPAIGNS:
+            raise Usage(f"no campaign is called {name!r}; there are {', '.join(standing.CAMPAIGNS)}")
+    artifact = find(options.tag)
+    choice = choose(artifact, options.engine, options.precision)
+    bodies = loads.photographs(options.images) if options.images else [loads.synthetic_photograph()]
+    here = environment.describe() | {"settings": "brief" if options.brief else "full"}
+    if warning := environment.busy(here):
+        print(f"python -m benchmarks: {warning}", file=sys.stderr)
+    document = {
+        "environment": here,
+        "network": artifact.network,
+        "version": artifact.version,
+        "engine": choice.engine,
+        "precision": choice.precision,
+        "campaigns": [],
+    }
+    done: dict[str, Any] = {}
+    if options.only and options.out and options.out.exists():
+        before = standing.read(options.out)
+        same = all(before.get(name) == document[name] for name in ("network", "version", "engine", "precision"))
+        if not same or environment.differences(before["environment"], here):
+            raise Usage(f"{options.out} is of another network or machine; give another --out")
+        done = {campaign["name"]: campaign for campaign in before["campaigns"]}
+    with console.Bar("standing", len(names)) as bar:
+        for found in standing.run(
+            names, artifact.tag, choice.engine, choice.precision, bodies, options.brief, bar.describe
+        ):
+            done[found.name] = found.document()
+            document["campaigns"] = [done[name] for name in standing.CAMPAIGNS if name in done]
+            if options.out:
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                options.out.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+            print(standing.line(done[found.name]), flush=True)
+            bar.advance()
+    if options.out:
+        print(options.out)
+    return document
 
 
 def scale(options: argparse.Namespace) -> int:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.records import Record, nothing_measured
-
-POWERCAP = Path("/sys/class/powercap")
+from serving.power import POWERCAP, Board, Clock, Domain, NoCounter, domains
+from serving.power import SensorError as SensorError
 
 # Engines whose work is done by the GPU; the work of all others shows in the CPU's counter.
 ON_GPU = frozenset({"onnxruntime-cuda", "tensorrt", "tensorrt-rtx", "torch-cuda", "torch.compile-cuda"})
@@ -33,16 +33,7 @@ ALIVE_S = 1.0
 # Where power is sampled: the sensor of recent boards gives a new reading every 25 to 100 ms.
 SAMPLE_S = 0.02
 
-Clock = Callable[[], float]
 Sleep = Callable[[float], None]
-
-
-class SensorError(Exception):
-    """There is no such sensor, or it cannot be read; the message is the `reason` of the records."""
-
-
-class NoCounter(SensorError):
-    """The board is there and counts no energy."""
 
 
 class Sensor(Protocol):
@@ -58,7 +49,7 @@ class Sensor(Protocol):
 
 
 class Rapl:
-    """The package and memory domains of RAPL under `root`, summed; each counter's wrap-around is followed.
+    """The package and memory domains of RAPL under `root`, summed.
 
     Raises `SensorError` where there is no domain or it may not be read (only root may, on current kernels).
     """
@@ -66,37 +57,15 @@ class Rapl:
     source = "rapl"
 
     def __init__(self, root: Path = POWERCAP) -> None:
-        self._counters: dict[Path, int] = {}
-        self._range: dict[Path, int] = {}
-        self._joules = 0.0
-        for folder in sorted(root.glob("intel-rapl:*")):
-            # The core and uncore domains are parts of the package, and psys contains it: they would count twice.
-            name = _text(folder / "name")
-            if not (name.startswith("package") or name == "dram"):
-                continue
-            try:
-                self._counters[folder] = int((folder / "energy_uj").read_text())
-                self._range[folder] = int((folder / "max_energy_range_uj").read_text())
-            except PermissionError as error:
-                raise SensorError(f"RAPL is here but only root may read it ({folder / 'energy_uj'})") from error
-            except (OSError, ValueError) as error:
-                raise SensorError(f"RAPL cannot be read: {error}") from error
-        if not self._counters:
+        self._domains = [Domain(folder) for folder in domains(root)]
+        if not self._domains:
             raise SensorError("this machine shows no RAPL energy counter, as virtual machines do not")
 
     def joules(self) -> float:
-        for folder, before in self._counters.items():
-            try:
-                now = int((folder / "energy_uj").read_text())
-            except (OSError, ValueError) as error:
-                raise SensorError(f"RAPL stopped answering: {error}") from error
-            passed = now - before if now >= before else now - before + self._range[folder]
-            self._joules += passed / 1e6
-            self._counters[folder] = now
-        return self._joules
+        return sum(domain.joules() for domain in self._domains)
 
     def details(self) -> dict[str, Any]:
-        return {"domains": [_text(folder / "name") for folder in self._counters]}
+        return {"domains": [domain.domain for domain in self._domains]}
 
 
 # Why a board runs below its clocks: the bits of `nvmlDeviceGetCurrentClocksEventReasons`, less those that say that it
@@ -111,40 +80,16 @@ LIMITS = {
 }
 
 
-class Nvml:
-    """The board energy of one NVIDIA GPU, `nvmlDeviceGetTotalEnergyConsumption` (Volta and later).
-
-    It is the GPU that CUDA shows first, so with several boards the environment variable CUDA_DEVICE_ORDER should be
-    PCI_BUS_ID, in which NVML counts them. `others` are the processes that were on the board when it was opened.
+class Nvml(Board):
+    """The board's counter, and the conditions it works under. `others` are the processes that were on the board when it
+    was opened.
     """
 
     source = "nvml"
-    _first: int  # millijoules
-    _last: int
 
     def __init__(self) -> None:
-        try:
-            import pynvml
-        except ImportError as error:
-            raise SensorError("nvidia-ml-py is not installed; pip install 'podium[bench]'") from error
-        self._nvml = pynvml
-        try:
-            pynvml.nvmlInit()
-            self._device = self._visible()
-        except pynvml.NVMLError as error:
-            raise SensorError(f"NVML shows no GPU: {error}") from error
+        super().__init__()
         self.others = self._processes()
-        self._begin()
-
-    def joules(self) -> float:
-        try:
-            now = self._counter()
-        except self._nvml.NVMLError as error:
-            raise SensorError(f"NVML stopped answering: {error}") from error
-        if now < self._last:
-            raise SensorError("NVML's energy counter began anew: the driver was loaded again while it was read")
-        self._last = now
-        return (now - self._first) / 1e3
 
     def details(self) -> dict[str, Any]:
         """Clocks in MHz, temperature in degrees Celsius, watts; null where the board or its driver does not say.
@@ -172,21 +117,6 @@ class Nvml:
             except (self._nvml.NVMLError, AttributeError):  # the board does not know, or an older package does not ask
                 found[name] = None
         return found | {"other_processes": self.others}
-
-    def _visible(self) -> Any:
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-        if first and not first.isdigit():
-            return self._nvml.nvmlDeviceGetHandleByUUID(first)
-        return self._nvml.nvmlDeviceGetHandleByIndex(int(first or 0))
-
-    def _begin(self) -> None:
-        try:
-            self._first = self._last = self._counter()
-        except self._nvml.NVMLError as error:
-            raise NoCounter(f"NVML gives no energy counter: {error}") from error
-
-    def _counter(self) -> int:
-        return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._device))
 
     def _instant(self) -> float | None:
         [value] = self._nvml.nvmlDeviceGetFieldValues(self._device, [self._nvml.NVML_FI_DEV_POWER_INSTANT])
@@ -248,9 +178,6 @@ class NvmlSampled(Nvml):
                 return
             self._energy += (watts + self._watts) / 2 * (at - self._at)
             self._watts, self._at = watts, at
-
-    def _power(self) -> float:
-        return float(self._nvml.nvmlDeviceGetPowerUsage(self._device)) / 1e3
 
 
 def limits(reasons: int) -> list[str]:
@@ -338,10 +265,3 @@ def measure(
         "trials": len(windows),
         **(sensor.details() if conditions is None else conditions),
     }
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8").strip()
-    except OSError:
-        return ""

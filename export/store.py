@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,7 @@ def save(manifest: Mapping[str, Any], files: Mapping[str, Path], labels: Sequenc
 
     if len(labels) != manifest["classes"]:
         raise Failure(f"{len(labels)} labels for {manifest['classes']} classes; give one label per class, in order")
+    model = None
     try:
         with bentoml.models.create(manifest["network"], labels={"weights": manifest["weights"]["kind"]}) as model:
             folder = Path(model.path)
@@ -152,7 +154,12 @@ def save(manifest: Mapping[str, Any], files: Mapping[str, Path], labels: Sequenc
             written = {**manifest, "files": records}
             (folder / MANIFEST).write_text(json.dumps(written, ensure_ascii=False, indent=1) + "\n", "utf-8")
     except (BentoMLException, OSError) as error:
-        raise Failure(f"cannot save {manifest['network']} in BentoML's model store: {error}") from error
+        with suppress(BentoMLException, OSError):
+            if model:  # saved it may be, but for the store's note of which version is the newest
+                bentoml.models.delete(model.tag)
+        why = error.args[0][0][2] if isinstance(error, shutil.Error) else error  # the first of a folder's files
+        repair = "; BENTOML_HOME names its folder, TMPDIR one for temporary files" if isinstance(error, OSError) else ""
+        raise Failure(f"cannot save {manifest['network']} in BentoML's model store: {why}{repair}") from error
     return find(str(model.tag))
 
 

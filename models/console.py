@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any, TypeVar
@@ -39,8 +40,10 @@ def run(arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None) -
     options = arguments.parse_args(argv)
     call: Callable[[argparse.Namespace], int | None] = options.call
     try:
-        return call(options) or 0
-    except (Failure, KeyboardInterrupt, BrokenPipeError) as error:
+        status = call(options) or 0
+        sys.stdout.flush()  # a disk that is full says so here, and not when the interpreter ends
+        return status
+    except (Failure, KeyboardInterrupt, OSError) as error:
         if options.debug:
             raise
         if isinstance(error, Failure):
@@ -50,8 +53,24 @@ def run(arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None) -
             # The reader (`head`, say) went away; keep the interpreter from complaining about it at exit.
             sys.stdout = None
             return 0
+        if isinstance(error, OSError):
+            if (why := unwritable(error)) is None:
+                raise
+            sys.stdout = None  # which may be what cannot be written
+            print(f"{arguments.prog}: {why}", file=sys.stderr)
+            return 1
         print(f"{arguments.prog}: interrupted; what was finished is kept", file=sys.stderr)
         return 130
+
+
+def unwritable(error: OSError) -> str | None:
+    """What to do where a file cannot be written, as one line; None where the error is about something else."""
+    place = f"cannot write {error.filename}" if error.filename else "cannot write a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No usable temporary directory" in str(error):
+        return f"{place}: {error.strerror}; free some space, or name a folder for temporary files in TMPDIR"
+    if error.errno in (errno.EROFS, errno.EACCES):
+        return f"{place}: {error.strerror}; choose a place that may be written to"
+    return None
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:

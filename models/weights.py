@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from models import Checkpoint, Spec, build, spec
-from models.console import Bar, Failure, Usage
+from models.console import Bar, Failure, Usage, unwritable
 from models.preprocess import Label, Preprocess, default_labels
 
 if TYPE_CHECKING:
@@ -305,6 +305,11 @@ def download(url: str, part: Path) -> None:
             if error.code < 500 and error.code not in (408, 429):
                 break  # this answer will not change by asking again
         except (OSError, urllib.error.URLError) as error:
+            if unwritable(error):  # which no other connection mends, and no other weights should hide
+                raise WeightsError(
+                    f"cannot keep {part.name} in {part.parent}: {error.strerror}; make room there for what is left of "
+                    "it, or name another folder in PODIUM_CACHE"
+                ) from error
             reason = str(getattr(error, "reason", error)) or type(error).__name__
             if not part.exists():
                 break  # nothing came at all: trying again at once would only keep the user waiting

@@ -246,7 +246,7 @@ class Api:
     # What is answered
 
     async def classify(self, scope: Scope, receive: Receive, deadline: float) -> Answer:
-        form = await self.read(scope, receive, deadline)
+        form = await self.read(scope, receive, deadline, check_room=True)
         image = one_image(form)
         return await unless_gone(
             receive, self.serving.classify(self.serving.picture(image), form.model, form.top_k, deadline=deadline)
@@ -386,14 +386,20 @@ class Api:
 
     # How a request is read
 
-    async def read(self, scope: Scope, receive: Receive, deadline: float) -> Form:
-        """The request's images and parameters, from its query and its body."""
+    async def read(self, scope: Scope, receive: Receive, deadline: float, check_room: bool = False) -> Form:
+        """The request's images and parameters, from its query and its body.
+
+        With `check_room`, a request that is bound for a full queue is refused before its body is looked at.
+        """
         form = Form()
         for name, value in query(scope["query_string"]):
             form.add(name, value)
         if header(scope, b"content-encoding") not in (b"", b"identity"):
             raise UnsupportedImage("the body is compressed; send the image as it is, without Content-Encoding")
         content_type, boundary = _declared(header(scope, b"content-type"))
+        # A form may name its model further down; where there is but one, it is that one.
+        if check_room and (content_type != "multipart/form-data" or form.model or len(self.serving.models) == 1):
+            self.serving.check_room(form.model)
         if content_type == "multipart/form-data":
             body = await self.body(scope, receive, deadline)
             multipart(body, boundary, form, most_images=self.serving.settings.max_queue)

@@ -156,14 +156,18 @@ class Batcher:
 
     # On the event loop
 
-    @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Room for one image, from before its decoding to its answer. Raises `Overloaded` or `Closing`."""
+    def check_room(self) -> None:
+        """Raises `Overloaded` or `Closing` where no image could be taken now."""
         if self.closing:
             raise Closing(CLOSING)
         if self.accepted >= self.max_queue:
             wait = max(1, math.ceil(self.accepted * self._seconds_per_image))
             raise Overloaded(f"{self.accepted} images are waiting already; try again in {wait} s", wait)
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Room for one image, from before its decoding to its answer. Raises as `check_room` does."""
+        self.check_room()
         self.accepted += 1
         try:
             yield

@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from models.console import Failure
 from models.preprocess import Pixels
-from serving import runtime
+from serving import power, runtime
 from serving.batcher import Batcher, Scored, Workers
 from serving.errors import (
     CLOSING,
@@ -69,9 +69,7 @@ class Model:
         if not np.isfinite(scores).all():
             log.error("%s gave scores that are not finite", self.artifact.tag)
             raise InferenceFailed(OUR_FAULT)
-        # Only what can be among them is sorted: a thousand classes take longer than the rest of the answer.
-        likely = np.flatnonzero(scores >= np.partition(scores, -top_k)[-top_k])
-        best = likely[np.argsort(-scores[likely], kind="stable")[:top_k]]
+        best = runtime.likeliest(scores, top_k)
         return [{**self.classes[i], "probability": round(float(scores[i]), 6)} for i in best]
 
     def summary(self) -> Answer:
@@ -111,11 +109,13 @@ class Serving:
         self.workers = Workers(max(2, runtime.cores()))
         self._idle = asyncio.Event()
         self._swap = asyncio.Lock()
+        runtime.bound_heap()
         await asyncio.to_thread(Image.init)  # Pillow looks for its formats when first asked for one
         for artifact in self.artifacts:
             opened, max_batch = await asyncio.to_thread(self._load, artifact)
             self.models[artifact.network] = self._model(artifact, opened, max_batch)
             log.info("%s is loaded and warm", artifact.tag)
+        self.metrics.sensors = await asyncio.to_thread(power.sensors)
         self.ready = True
 
     def _load(self, artifact: Artifact) -> tuple[Runtime, int]:
@@ -124,7 +124,10 @@ class Serving:
         opened = runtime.open(artifact, wish.engine, wish.precision, wish.threads, lean=True)
         max_batch = min(wish.max_batch, int(artifact.manifest.get("max_batch", wish.max_batch)))
         for size in {1, max_batch}:
-            scores = opened.run(np.zeros((size, *artifact.preprocess.shape), np.uint8))
+            try:
+                scores = opened.run(np.zeros((size, *artifact.preprocess.shape), np.uint8))
+            except Exception as error:  # of the engine's own types, as in `runtime.open`
+                raise runtime.refused(artifact, f"{opened.engine} cannot run {size} images", error) from error
             if scores.shape != (size, artifact.classes):
                 raise runtime.ArtifactError(
                     f"{artifact.tag} gives {scores.shape} for {size} images, "
@@ -205,6 +208,15 @@ class Serving:
             raise
         stages = (scored.decode, scored.queue, scored.inference, perf_counter() - started)
         return self.answer(model, scored, predictions, stages)
+
+    def check_room(self, name: str | None) -> None:
+        """Raises `UnknownModel`, `Overloaded` or `Closing` where an image for this model would be refused now."""
+        model = self.model(name)
+        try:
+            model.batcher.check_room()
+        except RequestError as error:
+            error.model = model.artifact.network
+            raise
 
     async def infer(self, name: str, batch: Pixels, *, deadline: float) -> Scores:
         """The probabilities [n, classes] of pixels uint8 [n, height, width, channels]. Raises `RequestError`."""

@@ -11,11 +11,14 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from serving.power import Sensor, SensorError
 
 STAGES = ("decode", "queue", "inference", "total")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -57,6 +60,7 @@ class Metrics(Collector):
         self.batch_size: dict[str, Histogram] = {}
         self.queue_depth: dict[str, float] = {}
         self.inflight = 0
+        self.sensors: Sequence[Sensor] = ()
         # By endpoint and HTTP status; the endpoints are ours, so that they are a few.
         self.responses: dict[tuple[str, int], Histogram] = {}
         self.last_response = 0.0
@@ -114,7 +118,23 @@ class Metrics(Collector):
             depth.add_metric([model], waiting)
         yield depth
         yield GaugeMetricFamily("podium_inflight", "Requests being answered", value=self.inflight)
+        yield from self._power()
         yield from self._bentoml()
+
+    def _power(self) -> Iterator[Metric]:
+        """What the sensors say now. One that cannot be read, or whose counter stands still, is absent and not zero."""
+        watts = GaugeMetricFamily("podium_power_watts", "Power of the whole device", labels=["sensor"])
+        joules = CounterMetricFamily(
+            "podium_energy_joules", "Energy of the whole device since the server started", labels=["sensor"]
+        )
+        for sensor in self.sensors:
+            with suppress(SensorError):
+                if not (energy := sensor.joules()):
+                    continue
+                joules.add_metric([sensor.name], energy)
+                if (power := sensor.watts()) is not None:
+                    watts.add_metric([sensor.name], power)
+        yield from (family for family in (watts, joules) if family.samples)
 
     def _bentoml(self) -> Iterator[Metric]:
         """BentoML's request metrics, so that its dashboards go on working."""

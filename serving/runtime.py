@@ -37,6 +37,9 @@ Scores = NDArray[np.float32]
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 MADV_DONTNEED = 4  # Linux: drop these pages
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+# Bytes. A photograph of half a megapixel is decoded in blocks below the first; the second is of each thread's heap.
+LARGE, KEPT = 4 << 20, 32 << 20
 
 MANIFEST = "manifest.json"
 LABELS = "labels.json"
@@ -340,6 +343,25 @@ class OpenVino:
         del self._request, self._model
 
 
+def likeliest(scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """The `count` likeliest classes by their scores [classes], likeliest first; of equals the lower number first."""
+    # Only what can be among them is sorted: a thousand classes take longer than the rest of an answer.
+    among = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
+    return among[np.argsort(-scores[among], kind="stable")[:count]]
+
+
+def bound_heap() -> None:
+    """Have glibc give large blocks back to the system as soon as they are freed, and keep small ones for the next.
+
+    By itself it keeps every size that was ever freed, up to 32 MB: after a few large images a service would hold
+    hundreds of megabytes for good.
+    """
+    with suppress(OSError, AttributeError):  # another system
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
 def give_back_memory() -> None:
     """Let the system have what engines have freed, and the weights that a `lean` one has packed already.
 
@@ -474,7 +496,14 @@ def open(
     except Failure:
         raise
     except Exception as error:  # engines raise types of their own, RuntimeError among them
-        raise ArtifactError(f"{artifact.tag}: {chosen.engine} cannot load {graph.name}: {error}") from error
+        raise refused(artifact, f"{chosen.engine} cannot load {graph.name}", error) from error
+
+
+def refused(artifact: Artifact, what: str, error: Exception) -> ArtifactError:
+    """What an engine's own exception comes to: memory that it did not get, or a graph that it cannot run."""
+    memory = isinstance(error, MemoryError) or "alloc" in str(error)  # most say so in a text alone
+    repair = "there is too little memory: free some, or load less" if memory else "export it again"
+    return ArtifactError(f"{artifact.tag}: {what}; {repair} ({error})")
 
 
 __all__ = [
@@ -489,6 +518,7 @@ __all__ = [
     "Runtime",
     "Scores",
     "available",
+    "bound_heap",
     "choose",
     "cores",
     "cpu_model",
@@ -496,10 +526,12 @@ __all__ = [
     "give_back_memory",
     "gpu",
     "installed",
+    "likeliest",
     "load",
     "load_module",
     "logger",
     "open",
+    "refused",
     "sha256",
     "unusable",
 ]

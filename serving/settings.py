@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
@@ -136,6 +137,15 @@ def check_address(host: str, port: int) -> None:
     except OSError as error:
         reason = "something listens there already" if error.errno == errno.EADDRINUSE else error.strerror
         raise Failure(f"cannot serve on {host} port {port}: {reason}; choose another with --port or --host") from None
+
+
+def check_temporary() -> None:
+    """Raises `Failure` where no temporary file can be made: BentoML makes some, and fails without one in pages."""
+    try:
+        with TemporaryDirectory(prefix="podium-"):
+            pass
+    except OSError as error:
+        raise Failure(f"{error.strerror}; free some space, or name a folder that has some in TMPDIR") from None
 
 
 def newest() -> list[str]:

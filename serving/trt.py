@@ -320,11 +320,13 @@ class TensorRt:
         """Keep what TensorRT-RTX compiled for the next start; where it cannot be written, only time is lost."""
         if "cache" not in self._objects:
             return
+        partial = self._cache_path.with_suffix(f".{os.getpid()}")
         with suppress(OSError):
             self._cache_path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._cache_path.with_suffix(f".{os.getpid()}")
             partial.write_bytes(bytes(memoryview(self._objects["cache"].serialize())))
             partial.replace(self._cache_path)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)  # of a disk that was full
 
     def _prepare(self, bucket: int, profile: int, config: Any) -> None:
         """A context for `bucket`, warmed, and the graph of its run."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Before anything imports bentoml: it reads both when it is first imported.
@@ -60,3 +63,14 @@ def save_tiny(folder: Path, network: str = "tiny", classes: int = 10) -> Artifac
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """A disk that is nearly full: files take `size` bytes each, in this process and in those that it starts."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

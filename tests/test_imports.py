@@ -27,6 +27,7 @@ ARROWS = {
         "export.store",
         "export.to_engine",
         "export.to_onnx",
+        "serving.power",
         "serving.runtime",
     ),
     "service": ("models", "serving"),

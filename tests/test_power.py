@@ -1,16 +1,28 @@
-"""Power on NVIDIA boards, against a board's readings played back: a counter in steps, its absence, its restart."""
+"""Power on NVIDIA boards, against a board's readings played back: a counter in steps, its absence, its restart; and
+what `/metrics` says of it and of RAPL.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import environment, power, records
+from serving import power as sensing
+from serving.classify import Serving
+from serving.metrics import Metrics
+from serving.runtime import Artifact
+from serving.settings import Settings
+from tests.test_benchmarks import rapl
 
 
 class NVMLError(Exception):
@@ -249,6 +261,91 @@ def test_gpus_are_named_without_the_driver_s_command(board: Board, monkeypatch: 
     assert environment.gpus() == [one, one]
     monkeypatch.setattr(board, "nvmlInit", absent)
     assert environment.gpus() == []
+
+
+# In /metrics
+
+
+def exposed(metrics: Metrics) -> dict[str, float]:
+    """Our samples of power and energy, by name and sensor."""
+    families = text_string_to_metric_families(metrics.text().decode())
+    samples = [sample for family in families for sample in family.samples]
+    return {f"{sample.name} {sample.labels['sensor']}": sample.value for sample in samples if "sensor" in sample.labels}
+
+
+@pytest.fixture
+def no_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+
+
+@pytest.mark.usefixtures("no_board")
+def test_metrics_count_every_domain_and_divide_by_the_time_between_scrapes(tmp_path: Path) -> None:
+    package = rapl(tmp_path, "intel-rapl:0", "package-0", 990_000_000)
+    memory = rapl(tmp_path, "intel-rapl:0:0", "dram", 0)
+    rapl(tmp_path, "intel-rapl:0:1", "core", 0)
+    rapl(tmp_path, "intel-rapl:1", "package-1", 0)  # stands still
+    now = 100.0
+    metrics = Metrics([], CollectorRegistry())
+    metrics.sensors = sensing.sensors(tmp_path, lambda: now)
+    assert exposed(metrics) == {}
+
+    now += 10
+    (package / "energy_uj").write_text("490000000\n")  # around: 500 J
+    (memory / "energy_uj").write_text("20000000\n")
+    found = {
+        "podium_energy_joules_total rapl:package-0": 500,
+        "podium_energy_joules_total rapl:package-0:dram": 20,
+        "podium_power_watts rapl:package-0": 50,
+        "podium_power_watts rapl:package-0:dram": 2,
+    }
+    assert exposed(metrics) == found
+
+    # A second scrape at once has no time to divide by; it repeats the watts.
+    now += 0.001
+    (package / "energy_uj").write_text("490100000\n")
+    assert exposed(metrics) == {**found, "podium_energy_joules_total rapl:package-0": 500.1}
+
+    now += 4.999
+    (package / "energy_uj").write_text("640000000\n")
+    (memory / "energy_uj").unlink()
+    after = {"podium_energy_joules_total rapl:package-0": 650, "podium_power_watts rapl:package-0": 30}
+    assert exposed(metrics) == after
+
+
+@pytest.mark.usefixtures("no_board")
+def test_metrics_leave_out_what_cannot_be_read(tmp_path: Path) -> None:
+    assert sensing.sensors(tmp_path) == []
+    (rapl(tmp_path, "intel-rapl:0", "package-0", 0) / "energy_uj").unlink()
+    assert sensing.sensors(tmp_path) == []
+    metrics = Metrics([], CollectorRegistry())
+    assert b"podium_power" not in metrics.text() and b"podium_energy" not in metrics.text()
+
+
+def test_metrics_give_a_board_s_own_power_and_count(board: Board, tmp_path: Path) -> None:
+    metrics = Metrics([], CollectorRegistry())
+    metrics.sensors = sensing.sensors(tmp_path)
+    board.sleep(10)
+    board.work()
+    joules = pytest.approx(10 * Board.IDLE_W, rel=0.01)
+    assert exposed(metrics) == {
+        "podium_energy_joules_total nvml:0": joules,
+        "podium_power_watts nvml:0": Board.BUSY_W,
+    }
+    board.readable = False
+    assert exposed(metrics) == {"podium_energy_joules_total nvml:0": joules}
+    board.counter = False
+    assert exposed(metrics) == {}
+
+
+def test_the_service_opens_its_sensors(board: Board, tiny: Artifact) -> None:
+    async def test() -> None:
+        serving = Serving(Settings.read({}), [tiny], CollectorRegistry())
+        await serving.start()
+        board.sleep(1)
+        assert exposed(serving.metrics)["podium_power_watts nvml:0"] == Board.IDLE_W
+        await serving.stop()
+
+    asyncio.run(test())
 
 
 @pytest.mark.gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib
 import io
 import json
@@ -20,6 +21,7 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
 import bentoml
+import psutil
 import pytest
 import yaml
 from PIL import Image
@@ -98,6 +100,24 @@ def serve(log: Path, *arguments: str, cwd: Path = ROOT, **environment: str) -> I
     finally:
         process.terminate()
         process.wait(PATIENCE)
+
+
+def ended(port: int = 0, **environment: str) -> tuple[int, str, str]:
+    """The exit status, output and errors of `bentoml serve` where it cannot serve."""
+    command = [*BENTOML, "serve", "--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=PATIENCE)
+        finally:
+            process.terminate()
+    return process.returncode, output, errors
 
 
 @pytest.fixture(scope="module")
@@ -270,19 +290,105 @@ def test_a_start_that_cannot_be_fails_in_one_line(
         graph = save_tiny(tmp_path, "broken").folder / "fp32.onnx"
         graph.chmod(0o644)
         graph.write_bytes(graph.read_bytes() + b"x")
-    ended = subprocess.run(
-        [*BENTOML, "serve", "--host", "127.0.0.1", "--port", "0"],
-        cwd=ROOT,
-        env={**os.environ, "PODIUM_MODELS": tiny.tag, **environment},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert ended.returncode == 1 and "Traceback" not in ended.stderr
-    lines = ended.stderr.strip().splitlines()
-    assert len(lines) == 1 and message in lines[0]
+    status, _, errors = ended(**{"PODIUM_MODELS": tiny.tag, **environment})
+    [line] = errors.splitlines()
+    assert status == 1 and message in line
     if environment.get("PODIUM_MODELS") == "broken":
         bentoml.models.delete("broken:latest")
+
+
+def vouched(artifact: Artifact, graph: bytes, **manifest: object) -> Artifact:
+    """`artifact` with other bytes for a graph, and a manifest that vouches for them."""
+    record = {**artifact.manifest["files"]["fp32.onnx"], "sha256": hashlib.sha256(graph).hexdigest()}
+    files = {**artifact.manifest["files"], "fp32.onnx": record}
+    for name, content in (
+        ("fp32.onnx", graph),
+        (runtime.MANIFEST, json.dumps({**artifact.manifest, **manifest, "files": files}).encode()),
+    ):
+        (artifact.folder / name).chmod(0o644)
+        (artifact.folder / name).write_bytes(content)
+    return artifact
+
+
+def of_the_future(graph: Path) -> bytes:
+    import onnx
+
+    model = onnx.load(graph)
+    model.opset_import[0].version = 9999
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("engine", "graph"), [("onnxruntime", "garbage"), ("onnxruntime", "of the future"), ("openvino", "garbage")]
+)
+def test_a_graph_that_no_engine_can_load_ends_the_server(tmp_path: Path, engine: str, graph: str) -> None:
+    artifact = save_tiny(tmp_path, "unloadable")
+    vouched(artifact, b"garbage" if graph == "garbage" else of_the_future(artifact.folder / "fp32.onnx"))
+    status, output, errors = ended(PODIUM_MODELS=artifact.tag, PODIUM_ENGINE=engine)
+    [line] = (line for line in errors.splitlines() if "GraphDef" not in line and "absl" not in line)  # OpenVINO's own
+    assert status == 1 and f"Error: {artifact.tag}: {engine} cannot load fp32.onnx; export it again" in line
+    assert output.count("Running startup hook: start") == 1 and "Traceback" not in output
+    bentoml.models.delete(artifact.tag)
+
+
+def test_a_defect_at_the_start_ends_the_server_with_its_traceback(tmp_path: Path) -> None:
+    artifact = save_tiny(tmp_path, "odd")
+    vouched(artifact, (artifact.folder / "fp32.onnx").read_bytes(), max_batch="many")
+    status, output, errors = ended(PODIUM_MODELS=artifact.tag)
+    [line] = errors.splitlines()
+    assert status == 1 and "ValueError: the log has the traceback" in line
+    assert output.count("Traceback") == 1 and "invalid literal for int() with base 10: 'many'" in output
+    bentoml.models.delete(artifact.tag)
+
+
+# Runs in every Python that is started with it in PYTHONPATH, and lets workers alone meet something.
+IN_WORKERS = """
+import os, shutil, signal, sys
+if "_bentoml_impl.worker.service" in sys.orig_argv:
+    with open(__file__ + ".starts", "a") as starts:
+        starts.write("x")
+    {happens}
+"""
+
+
+@pytest.mark.parametrize(
+    ("happens", "message"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL ended the worker while it loaded the models; where memory"),
+        ("shutil.rmtree({folder!r})", "`python -m export fleeting` makes one"),
+        ("os._exit(7)", "the worker ended with status 7 before it was ready"),
+    ],
+)
+def test_a_worker_that_ends_before_it_is_ready_ends_the_server(tmp_path: Path, happens: str, message: str) -> None:
+    artifact = save_tiny(tmp_path, "fleeting")
+    hook = tmp_path / "sitecustomize.py"
+    hook.write_text(IN_WORKERS.format(happens=happens.format(folder=str(artifact.folder))))
+    status, _, errors = ended(PODIUM_MODELS=artifact.tag, PYTHONPATH=str(tmp_path))
+    [line] = errors.splitlines()
+    assert status == 1 and message in line
+    assert Path(f"{hook}.starts").read_text() == "x"
+    if artifact.folder.exists():
+        bentoml.models.delete(artifact.tag)
+
+
+@pytest.mark.slow  # the supervisor looks every ten seconds
+def test_a_worker_that_had_served_is_started_again(tmp_path: Path) -> None:
+    artifact = save_tiny(tmp_path, "mortal")
+
+    def kill(server: Server) -> None:
+        [worker] = psutil.Process(server.process.pid).children()
+        worker.kill()
+        worker.wait(PATIENCE)
+
+    with serve(tmp_path / "log", PODIUM_MODELS=artifact.tag) as server:
+        kill(server)
+        server.until_ready(200)
+        assert server.classify(jpeg())[0] == 200
+        vouched(artifact, b"garbage")
+        kill(server)
+        assert server.process.wait(PATIENCE) == 1
+        assert server.log.read_text().count(f"Error: {artifact.tag}: onnxruntime cannot load fp32.onnx") == 1
+    bentoml.models.delete(artifact.tag)
 
 
 def test_a_port_that_is_taken_is_told_in_one_line(tiny: Artifact) -> None:
@@ -290,17 +396,9 @@ def test_a_port_that_is_taken_is_told_in_one_line(tiny: Artifact) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        ended = subprocess.run(
-            [*BENTOML, "serve", "--host", "127.0.0.1", "--port", str(port)],
-            cwd=ROOT,
-            env={**os.environ, "PODIUM_MODELS": tiny.tag},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-    assert ended.returncode == 1
-    [line] = ended.stderr.strip().splitlines()
-    assert f"port {port}: something listens there already" in line
+        status, _, errors = ended(port, PODIUM_MODELS=tiny.tag)
+    [line] = errors.splitlines()
+    assert status == 1 and f"port {port}: something listens there already" in line
 
 
 def test_a_bento_serves_its_own_models_from_an_empty_folder(tmp_path: Path) -> None:

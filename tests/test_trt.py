@@ -25,7 +25,7 @@ from models.console import Failure
 from models.preprocess import Pixels
 from serving import trt
 from serving.trt import RTX_CAPABILITIES, Gpu, PlanError, TensorRt, TensorRtRtx, check_record, gpu, load_module
-from tests.conftest import tiny_onnx
+from tests.conftest import room, tiny_onnx
 
 SHAPE, CLASSES = (4, 4, 3), 5
 HERE = Gpu("NVIDIA L4", "8.9", 13)
@@ -694,6 +694,12 @@ def test_a_cache_that_cannot_be_written_is_no_failure(bench: Bench) -> None:
     runtime = bench.open("tensorrt-rtx")
     np.testing.assert_allclose(runtime.run(images(1)), expected(images(1)), rtol=1e-6)
     runtime.close()
+
+
+def test_a_full_disk_keeps_nothing_of_a_cache(bench: Bench) -> None:
+    with room(3):
+        bench.open("tensorrt-rtx").close()
+    assert list((bench.folder / "cache").iterdir()) == []
 
 
 def test_the_users_cache_folder_is_the_default(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
