@@ -457,6 +457,8 @@ def peers(options: argparse.Namespace) -> int:
         artifact, choice, photographs, options.connections, options.rounds, options.seconds, there, console.progress
     )
     print(sides.summary(rows))
+    if found := sides.alone(rows):
+        print(found)
     for reason in dict.fromkeys(peer.missing for peer in sides.PEERS if peer.missing):
         print(f"not run: {reason}")
     if options.out:

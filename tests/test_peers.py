@@ -62,8 +62,9 @@ def test_both_clients_count_answers_and_errors(client: Any, tiny: Artifact, tmp_
     good.write_bytes(compare.multipart(CAT))
     bad.write_bytes(compare.multipart(CAT).replace(b"JFIF", b"xxxx").replace(b"\xff\xd8\xff", b"no!"))
     for url in started(peer, tiny, tmp_path):
-        look = client(url, [good])(2, 1.0)
-        assert look.requests > 0 and look.errors == 0 and 0 < look.p50 <= look.p99
+        look = compare.with_total(client(url, [good]), url)(2, 1.0)
+        assert look.requests > 0 and look.errors == 0 and 0 < look.p50 <= look.p99 and 0 < look.mean <= look.p99
+        assert look.total is not None and 0 < look.total < look.mean
         mixed = client(url, [good, bad])(1, 1.0)
         assert mixed.errors > 0 and mixed.requests == pytest.approx(mixed.errors, abs=2)
 
@@ -116,7 +117,9 @@ def fake(monkeypatch: pytest.MonkeyPatch, rates: dict[str, float]) -> list[tuple
         def look(connections: int, seconds: float) -> compare.Look:
             asked.append((label, connections))
             number = sum(one == (label, connections) for one in asked)
-            return compare.Look(int(rates.get(label, 50) * number), 1.0, 10.0 / number, 20.0 / number, int(number == 4))
+            return compare.Look(
+                int(rates.get(label, 50) * number), 1.0, 10.0 / number, 20.0 / number, 12.0 / number, int(number == 4)
+            )
 
         return look
 
@@ -126,6 +129,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, rates: dict[str, float]) -> list[tuple
 
     monkeypatch.setattr(compare, "server", lambda peer, *_: Server(peer.label))
     monkeypatch.setattr(compare, "loader", lambda url, _, post=None: ask(compare.TENSORS if post else url))
+    monkeypatch.setattr(compare, "with_total", lambda ask, _: ask)
     monkeypatch.setattr(compare, "limit", lambda *_: Limit(compare.LIMIT))
     return asked
 
@@ -183,3 +187,13 @@ def test_what_a_server_leaves_behind_is_ended() -> None:
         compare.end(process)
         assert out.read() == b""  # the child held the other end until it was gone
     assert process.returncode == -15 and child
+
+
+def test_one_client_is_held_against_the_work_itself() -> None:
+    rows = [
+        {"server": compare.PODIUM, "connections": 1, "mean": 6.0, "total": 5.0},
+        {"server": compare.LIMIT, "connections": 1, "mean": 4.0, "total": None},
+    ]
+    said = compare.alone(rows)
+    assert said is not None and "4.00 ms" in said and "5.00 ms (1.25 x)" in said and "6.00 ms (1.50 x)" in said
+    assert compare.alone(rows[:1]) is None and compare.alone([row | {"connections": 16} for row in rows]) is None

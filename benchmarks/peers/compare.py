@@ -23,7 +23,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,9 @@ class Look:
     seconds: float
     p50: float
     p99: float
+    mean: float
     errors: int
+    total: float | None = None  # the mean of what Podium itself says a request took (`timing_ms`)
 
     @property
     def rate(self) -> float:
@@ -162,6 +164,7 @@ def compare(
                     url = turn.enter_context(server(peer, job(artifact, choice, peer), bodies[0], folder))
                     asks[peer.label] = loader(url, forms)
                     if peer.label == PODIUM and peers is not EMPTY:
+                        asks[PODIUM] = with_total(asks[PODIUM], url)
                         asks[TENSORS] = loader(url, arrays, infer)
                 for label, ask in asks.items():
                     ask(max(connections), WARMUP_S)
@@ -182,12 +185,13 @@ def compare(
             "network": artifact.network,
             **behind(label),
             "connections": n,
-            **{name: statistics.median(getattr(look, name) for look in found) for name in ("rate", "p50", "p99")},
+            **{
+                name: statistics.median(getattr(look, name) for look in found)
+                for name in ("rate", "p50", "p99", "mean")
+            },
+            "total": statistics.median(totals) if (totals := [o.total for o in found if o.total]) else None,
             "errors": sum(look.errors for look in found),
-            "rounds": [
-                {"requests": o.requests, "seconds": o.seconds, "p50": o.p50, "p99": o.p99, "errors": o.errors}
-                for o in found
-            ],
+            "rounds": [asdict(look) for look in found],
         }
         for (label, n), found in looks.items()
     ]
@@ -329,7 +333,7 @@ def with_wrk(url: str, files: Sequence[Path], post: Post = FORMS) -> Ask:
             found = json.loads(done.stdout.strip().splitlines()[-1])
         except (ValueError, IndexError):
             raise Failure(f"wrk failed: {' '.join((done.stderr or done.stdout).split())[:300]}") from None
-        return Look(found["requests"] - found["errors"], found["seconds"], found["p50"], found["p99"], found["errors"])
+        return Look(**found | {"requests": found["requests"] - found["errors"]})
 
     return ask
 
@@ -362,10 +366,39 @@ def with_our_client(url: str, files: Sequence[Path], post: Post = FORMS) -> Ask:
     def ask(connections: int, seconds: float) -> Look:
         outcomes, passed = asyncio.run(drive(connections, seconds))
         good = [o.latency for o in outcomes if o.status == 200]
-        p50, p99 = np.percentile(good, (50, 99)) if good else (np.nan, np.nan)
-        return Look(len(good), passed, float(p50), float(p99), len(outcomes) - len(good))
+        return Look(len(good), passed, *latencies(good), len(outcomes) - len(good))
 
     return ask
+
+
+def latencies(values: Sequence[float]) -> tuple[float, float, float]:
+    """p50, p99 and mean."""
+    if not values:
+        return (np.nan,) * 3
+    p50, p99 = np.percentile(values, (50, 99))
+    return float(p50), float(p99), float(np.mean(values))
+
+
+def with_total(ask: Ask, url: str) -> Ask:
+    """`ask` of Podium at `url`, and what its metrics say that a request took in the meantime."""
+
+    def seconds_and_count() -> tuple[float, float]:
+        found = {"sum": 0.0, "count": 0.0}
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:  # noqa: S310
+            for line in response.read().decode().splitlines():
+                if line.startswith("podium_stage_seconds_") and 'stage="total"' in line:
+                    part = line.removeprefix("podium_stage_seconds_").partition("{")[0]
+                    if part in found:
+                        found[part] += float(line.rpartition(" ")[2])
+        return found["sum"], found["count"]
+
+    def look(connections: int, seconds: float) -> Look:
+        before, earlier = seconds_and_count()
+        found = ask(connections, seconds)
+        after, later = seconds_and_count()
+        return replace(found, total=1e3 * (after - before) / (later - earlier) if later > earlier else None)
+
+    return look
 
 
 @contextmanager
@@ -388,8 +421,7 @@ def limit(work: dict[str, Any], photographs: Sequence[Path]) -> Iterator[Ask]:
     def ask(connections: int, seconds: float) -> Look:
         print(json.dumps([connections, seconds]), file=process.stdin, flush=True)
         found = answer()
-        p50, p99 = np.percentile(found["values"], (50, 99))
-        return Look(len(found["values"]), found["seconds"], float(p50), float(p99), 0)
+        return Look(len(found["values"]), found["seconds"], *latencies(found["values"]), 0)
 
     try:
         answer()
@@ -426,3 +458,16 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
             line += [f"{row['rate'] / ours[n]['rate']:.2f}"] if ours else []
         lines.append((*line, sum(row["errors"] for row in found.values())))
     return table(lines, (*header, "errors"), right=range(3, len(header) + 1))
+
+
+def alone(rows: Sequence[dict[str, Any]]) -> str | None:
+    """What the work itself takes, and one client waits, in the service and in all; None without such rows."""
+    found = {row["server"]: row for row in rows if row["connections"] == 1}
+    if not (PODIUM in found and LIMIT in found and found[PODIUM]["total"]):
+        return None
+    ours, work = found[PODIUM], found[LIMIT]["mean"]
+    return (
+        f"one client alone, means: decoding and engine without a server {work:.2f} ms; {PODIUM} from the body's "
+        f"last byte to the answer {ours['total']:.2f} ms ({ours['total'] / work:.2f} x), "
+        f"to its client {ours['mean']:.2f} ms ({ours['mean'] / work:.2f} x)"
+    )

@@ -17,8 +17,9 @@ end
 function done(summary, latency, _)
   local e = summary.errors
   io.write(string.format(
-    '\n{"requests": %d, "seconds": %.6f, "p50": %.3f, "p99": %.3f, "errors": %d}\n',
-    summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+    '\n{"requests": %d, "seconds": %.6f, "p50": %.3f, "p99": %.3f, "mean": %.3f, "errors": %d}\n',
+    summary.requests, summary.duration / 1e6,
+    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, latency.mean / 1e3,
     e.connect + e.read + e.write + e.status + e.timeout
   ))
 end
