@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bentoml
 import numpy as np
 import onnx
 import pytest
@@ -277,6 +278,7 @@ def test_a_damaged_manifest_is_named_and_hides_no_other(tmp_path: Path, capsys: 
         find("damaged")
     assert "damaged" not in {a.network for a in artifacts()}
     assert "no readable manifest.json" in capsys.readouterr().err
+    bentoml.models.delete(artifact.tag)
 
 
 def test_nothing_is_left_of_a_save_that_fails(tiny: Artifact, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_openvino_runs_without_its_cache(tiny: Artifact) -> None:
 
 def test_an_export_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {a.tag for a in artifacts()}
+    capsys.readouterr()
     with room(1000):
         assert export(["--onnx", str(tiny_onnx(tmp_path / "own.onnx"))]) == 1
     [line] = capsys.readouterr().err.splitlines()
