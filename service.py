@@ -22,11 +22,13 @@ import click
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BentoMLConfigException
 from bentoml.models import BentoModel
+from uvicorn.config import HTTP_PROTOCOLS
 
 from models.console import Failure
 from serving import supervisor
 from serving.api import Api
 from serving.classify import Serving, drain_before_exit
+from serving.connection import Connection
 from serving.settings import Settings, artifacts, check_address, check_temporary
 
 try:
@@ -107,5 +109,8 @@ if tracing_wanted():
     Podium.add_asgi_middleware(Api, serving=serving)  # behind BentoML's tracing, which then sees every request
 else:
     Podium.__class__ = Fronted
+# BentoML starts uvicorn and leaves its choice of protocol to it.
+Connection.timeout = settings.timeout
+HTTP_PROTOCOLS["auto"] = f"{Connection.__module__}:{Connection.__name__}"
 # What `bentoml build` puts into the bento.
 Podium.models.extend(BentoModel(artifact.tag) for artifact in serving.artifacts)

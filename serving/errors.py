@@ -55,6 +55,12 @@ class DamagedImage(RequestError):
     status, code = 422, "damaged_image"
 
 
+class LargeHead(RequestError):
+    """The request's line and header fields, before any of its body."""
+
+    status, code = 431, "head_too_large"
+
+
 class Overloaded(RequestError):
     status, code = 429, "overloaded"
 
