@@ -25,7 +25,7 @@ from bentoml.models import BentoModel
 from uvicorn.config import HTTP_PROTOCOLS
 
 from models.console import Failure
-from serving import supervisor
+from serving import logs, supervisor
 from serving.api import Api
 from serving.classify import Serving, drain_before_exit
 from serving.connection import Connection
@@ -36,6 +36,8 @@ try:
         check_temporary()
         settings = Settings.read(os.environ)
         serving = Serving(settings, artifacts(settings.models, Path(__file__).parent))
+        if settings.log == "json":
+            logs.write_json()
 except Failure as error:
     # BentoML's command line shows its own errors in one line and exits with 1.
     raise BentoMLConfigException(str(error)) from None

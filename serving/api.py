@@ -26,7 +26,7 @@ from urllib.parse import parse_qsl
 from python_multipart.multipart import parse_options_header
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import oip
+from serving import logs, oip
 from serving.classify import Answer, Model, Serving
 from serving.errors import (
     OUR_FAULT,
@@ -198,10 +198,14 @@ class Api:
                 log.warning(
                     "%s %s answered %d %s: %s request_id=%s",
                     scope["method"], path[:80], error.status, error.code, error, exchange.id,
+                    extra={logs.FIELDS: {"status": error.status, "code": error.code, "request_id": exchange.id}},
                 )  # fmt: skip
             await exchange.reply(error.status, encode(self.refused(error, path)), headers_of(error))
         except Exception:
-            log.exception("%s %s failed request_id=%s", scope["method"], path[:80], exchange.id)
+            fields = {"status": 500, "code": InferenceFailed.code, "request_id": exchange.id}
+            log.exception(
+                "%s %s failed request_id=%s", scope["method"], path[:80], exchange.id, extra={logs.FIELDS: fields}
+            )
             await exchange.reply(500, encode(self.refused(InferenceFailed(OUR_FAULT), path)))
         else:
             headers = [CLOSE] if self.serving.closing else []

@@ -6,6 +6,8 @@ uvicorn waits for a head as long as its client likes, and takes as much of one a
 from __future__ import annotations
 
 import asyncio
+import logging
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -17,6 +19,10 @@ MAX_HEAD = 64 << 10
 
 # Seconds in which what a refused client still sends is dropped: a closed door would cost it the answer.
 LINGER = 1.0
+
+# Without uvicorn's warning for each request that is no HTTP: it would be anybody's to fill the log.
+log = logging.getLogger("uvicorn.error.connection")
+log.setLevel(logging.ERROR)
 
 REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
@@ -31,6 +37,10 @@ class Connection(HttpToolsProtocol):
     _in_head = _refused = False
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.logger = log
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -76,8 +76,9 @@ SETTINGS = (
     Setting("MAX_QUEUE",    "64",        number(1, 100_000),                    "most unanswered images of one model; more are answered 429"),  # noqa: E501
     Setting("MAX_BODY_MB",  "20",        number(0.001, 2_000, float),           "largest request body, in units of 1,000,000 bytes"),  # noqa: E501
     Setting("MAX_PIXELS",   "50000000",  number(1, MOST_PIXELS),                "most pixels of one image, width times height"),  # noqa: E501
-    Setting("TIMEOUT_MS",   "10000",     number(1, 3_600_000, float),           "how long a request may take, from its first byte to its answer"),  # noqa: E501
-    Setting("TOKEN",        None,        secret,                                "bearer token that /classify, /compare, /models and /ui/results.json then ask for"),  # noqa: E501
+    Setting("TIMEOUT_MS",   "10000",     number(1, 3_600_000, float),           "how long the head of a request may take, and then the request, from its body's first byte to its answer"),  # noqa: E501
+    Setting("LOG",          "text",      one_of("text", "json"),                "lines of the serving process for people, or one JSON object each"),  # noqa: E501
+    Setting("TOKEN",        None,        secret,                                "bearer token that /classify, /compare, /models, /v2 and /ui/results.json then ask for"),  # noqa: E501
     Setting("ADMIN_TOKEN",  None,        secret,                                "bearer token that /models/NETWORK/load and /unload ask for; unset, they are off"),  # noqa: E501
 )
 # fmt: on
@@ -97,6 +98,7 @@ class Settings:
     max_body: int
     max_pixels: int
     timeout: float
+    log: str
     token: str | None
     admin_token: str | None
 
@@ -123,6 +125,7 @@ class Settings:
             max_body=int(values["MAX_BODY_MB"] * 1e6),
             max_pixels=values["MAX_PIXELS"],
             timeout=values["TIMEOUT_MS"] / 1e3,
+            log=values["LOG"],
             token=values["TOKEN"],
             admin_token=values["ADMIN_TOKEN"],
         )

@@ -25,6 +25,7 @@ from serving import errors
 from serving.api import Api, Form, multipart
 from serving.classify import Serving
 from serving.errors import BadRequest, RequestError
+from serving.logs import JsonLines
 from serving.runtime import Artifact, Scores
 from serving.settings import SETTINGS, Settings
 from tests.conftest import save_tiny
@@ -634,3 +635,5 @@ def test_the_log_names_the_request_that_failed(tiny: Artifact, caplog: pytest.Lo
 
     asyncio.run(test())
     assert "request_id=find-me" in caplog.text
+    [line] = [json.loads(JsonLines().format(record)) for record in caplog.records if "find-me" in record.getMessage()]
+    assert (line["level"], line["status"], line["code"], line["request_id"]) == ("warning", 500, "internal", "find-me")

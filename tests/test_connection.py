@@ -118,3 +118,4 @@ def test_the_service_uses_it(server: Server) -> None:  # noqa: F811
         connection.sendall(b"nonsense\r\n\r\n")
         answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
     assert refusal(answer) == (b"400 Bad Request", "bad_request")
+    assert "Invalid HTTP" not in server.log.read_text()  # a line for each would be anybody's to fill the log
