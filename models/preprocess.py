@@ -7,10 +7,11 @@ every engine receives exactly the bytes that the reference receives.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,13 +86,47 @@ def pixels(image: Image.Image, recipe: Preprocess) -> Pixels:
     is Pillow's, which averages over the source pixels it shrinks (antialiased), as torchvision's does on PIL images.
     """
     image = flatten(image, recipe.mode)
-    width, height = image.size
-    short = min(width, height)
-    size = (round(recipe.resize * width / short), round(recipe.resize * height / short))
-    left, top = (size[0] - recipe.crop) // 2, (size[1] - recipe.crop) // 2
-    image = image.resize(size, RESAMPLING[recipe.interpolation])
-    image = image.crop((left, top, left + recipe.crop, top + recipe.crop))
+    short = min(image.size)
+    x, y = windows(image.size, [round(recipe.resize * length / short) for length in image.size], recipe.crop)
+    image = image.resize((x.size, y.size), RESAMPLING[recipe.interpolation], (x.begin, y.begin, x.end, y.end))
+    image = image.crop((x.left, y.left, x.left + recipe.crop, y.left + recipe.crop))
     return np.asarray(image, dtype=np.uint8).reshape(recipe.shape)
+
+
+class Window(NamedTuple):
+    """One axis of a resize: from `begin` to `end` in the source to `size` pixels, the crop from `left` of them on."""
+
+    begin: float
+    end: float
+    size: int
+    left: int
+
+
+def windows(source: Sequence[int], target: Sequence[int], crop: int) -> list[Window]:
+    """How to resize an image of `source` (width, height) to `target` for its centre `crop`, without the rest where that
+    changes no bit of it.
+
+    Pillow takes the box of a resize in float32. Where its sides and its length are exact in that, so are the positions
+    that pixels are weighed by, and each comes out as from the whole axis. That holds for a short side of 256 (not for
+    the long one, and hardly for other sizes), and there saves an eighth of the work.
+    """
+    whole, needed = [], []
+    for length, size in zip(source, target, strict=True):
+        corner = (size - crop) // 2
+        begin, end = corner * length / size, (corner + crop) * length / size
+        sides = ((begin, corner), (end, corner + crop), (end - begin, crop))
+        exact = all(float(np.float32(side)) == side and side * size == pixels * length for side, pixels in sides)
+        whole.append(Window(0, length, size, corner))
+        needed.append(Window(begin, end, crop, 0) if exact else whole[-1])
+    return needed if height_first(source, needed) == height_first(source, whole) else whole
+
+
+def height_first(source: Sequence[int], axes: Sequence[Window]) -> bool:
+    """Whether Pillow shrinks the height before the width (from 13.0 on; before, never): rounding between the two shows
+    which it was.
+    """
+    width, height = (length - axis.size for length, axis in zip(source, axes, strict=True))
+    return height > max(0, 2 * width)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The bounded micro-batcher and its workers: from an image that waits to its scores, with no core standing idle.
 
-As many worker threads as there are cores take what is to be done next: decode an image, or run the engine on what is
-decoded. A batch is due when it is full or when nothing more waits to be decoded. So a client alone waits for nobody,
+Worker threads, one more than there are cores, take what is to be done next: decode an image, or run the engine on what
+is decoded. A batch is due when it is full or when nothing more waits to be decoded. So a client alone waits for nobody,
 and under load batches fill without any delay being added. The engine takes every core by itself: one call of it runs at
 a time, whose-ever it is, and a worker that finds it busy decodes on. Models take turns at both.
 """

@@ -106,7 +106,7 @@ class Serving:
     async def start(self) -> None:
         """Load and warm every model; ready after."""
         # On one core, too, one thread decodes while another waits for a GPU.
-        self.workers = Workers(max(2, runtime.cores()))
+        self.workers = Workers(runtime.cores() + 1)  # one waits for the engine, whose threads are its own
         self._idle = asyncio.Event()
         self._swap = asyncio.Lock()
         runtime.bound_heap()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.preprocess import Preprocess, pixels
+from models.preprocess import RESAMPLING, Preprocess, pixels, windows
 from serving.errors import DamagedImage, RequestError, TooLarge, UnsupportedImage
 from serving.images import ORIENTATION, UPRIGHT, check_content_type, decode, image_format
 
@@ -51,6 +51,31 @@ def test_takes_every_format(name: str) -> None:
 @pytest.mark.parametrize("name", ["PNG", "BMP", "TIFF"])
 def test_lossless_formats_give_the_reference_pixels(name: str) -> None:
     assert np.array_equal(decode(encoded(photograph(), name), RECIPE, MAX_PIXELS), pixels(photograph(), RECIPE))
+
+
+def whole(image: Image.Image, recipe: Preprocess) -> np.ndarray:
+    """The recipe as torchvision does it: all of the picture scaled, then cropped."""
+    short = min(image.size)
+    size = tuple(round(recipe.resize * side / short) for side in image.size)
+    left, top = ((side - recipe.crop) // 2 for side in size)
+    scaled = image.resize(size, RESAMPLING[recipe.interpolation])
+    return np.asarray(scaled.crop((left, top, left + recipe.crop, top + recipe.crop)))
+
+
+@pytest.mark.parametrize("interpolation", RESAMPLING)
+@pytest.mark.parametrize(
+    "size", [(500, 375), (375, 500), (256, 256), (512, 512), (333, 500), (267, 562), (64, 500), (1024, 300), (90, 70)]
+)
+def test_scaling_no_more_than_the_crop_changes_no_bit(size: tuple[int, int], interpolation: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    for resize, crop in ((256, 224), (232, 224), (64, 64), (73, 50)):
+        recipe = Preprocess(resize, crop, interpolation)
+        np.testing.assert_array_equal(pixels(Image.fromarray(noise), recipe), whole(Image.fromarray(noise), recipe))
+
+
+def test_a_photographs_short_side_is_not_scaled_whole() -> None:
+    across, down = windows((500, 375), (341, 256), 224)
+    assert down == (16 * 375 / 256, 240 * 375 / 256, 224, 0) and across == (0, 500, 341, 58)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
