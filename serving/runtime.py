@@ -38,8 +38,7 @@ CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 MADV_DONTNEED = 4  # Linux: drop these pages
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-# Bytes. A photograph of half a megapixel is decoded in blocks below the first; the second is of each thread's heap.
-LARGE, KEPT = 4 << 20, 32 << 20
+LARGE = 4 << 20  # bytes; a photograph of a megapixel is decoded in blocks below it
 
 MANIFEST = "manifest.json"
 LABELS = "labels.json"
@@ -351,7 +350,8 @@ def likeliest(scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
 
 
 def bound_heap() -> None:
-    """Have glibc give large blocks back to the system as soon as they are freed, and keep small ones for the next.
+    """Have glibc give large blocks back to the system as soon as they are freed, and keep of each thread's small ones
+    no more than that for the next.
 
     By itself it keeps every size that was ever freed, up to 32 MB: after a few large images a service would hold
     hundreds of megabytes for good.
@@ -359,7 +359,7 @@ def bound_heap() -> None:
     with suppress(OSError, AttributeError):  # another system
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, LARGE)
-        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+        libc.mallopt(M_TRIM_THRESHOLD, LARGE)
 
 
 def give_back_memory() -> None:
