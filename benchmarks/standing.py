@@ -281,7 +281,7 @@ AT_ONCE = 4
 GOOD_EVERY = 50
 SLOW_TIMEOUT_S = 5.0
 
-# Less than the settings allow at once: on every core an image of the most pixels is decoded (a worker more may), of which
+# Less than the settings allow at once: an image of the most pixels is decoded per core (one worker more may), of which
 # one of 16 bits takes the most while it is brought down to 8; every upload is held in its chunks and whole.
 MAX_PIXELS, MAX_BODY = 50_000_000, 20_000_000
 PIXEL_BYTES, UPLOAD_COPIES = 16, 2
