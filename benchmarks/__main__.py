@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,15 @@ RESULTS = Path(".podium") / "results"
 
 def main(argv: Sequence[str] | None = None) -> int:
     return console.run(parser(), argv)
+
+
+def of_one_artifact(
+    command: argparse.ArgumentParser, tag: str = "TAG", what: str = "an artifact, as `python -m export list` shows it"
+) -> None:
+    """What a command asks for that measures one artifact, with one engine and precision."""
+    command.add_argument("tag", metavar=tag, help=what)
+    command.add_argument("--engine", default="auto", metavar="E", help="default: what serving would choose")
+    command.add_argument("--precision", default="auto", metavar="P", help="default: what serving would choose")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -111,9 +120,7 @@ def parser() -> argparse.ArgumentParser:
         "Bulk beside its limit in one process and beside a loop over HTTP, in interleaved rounds.",
         "squeezenet1_1 --engine openvino --precision int8 --images photographs/",
     )
-    bulk_.add_argument("tag", metavar="TAG", help="an artifact, as `python -m export list` shows it")
-    bulk_.add_argument("--engine", default="auto", metavar="E", help="default: what serving would choose")
-    bulk_.add_argument("--precision", default="auto", metavar="P", help="default: what serving would choose")
+    of_one_artifact(bulk_)
     bulk_.add_argument("--images", type=Path, metavar="DIR", help="photographs (default: examples/photographs)")
     bulk_.add_argument(
         "--count", type=positive_integer, default=20_000, metavar="N", help="images of a bulk run (default: 20,000)"
@@ -185,9 +192,7 @@ def parser() -> argparse.ArgumentParser:
         "Put two replicas behind HAProxy, kill, restart and stop them under load, and count what is lost.",
         "resnet50 --rate 40",
     )
-    replicas_.add_argument("tag", metavar="TAG", help="an artifact, as `python -m export list` shows it")
-    replicas_.add_argument("--engine", default="auto", metavar="E", help="default: what serving would choose")
-    replicas_.add_argument("--precision", default="auto", metavar="P", help="default: what serving would choose")
+    of_one_artifact(replicas_)
     replicas_.add_argument("--threads", type=natural, default=1, metavar="N", help="of each replica (default: 1)")
     replicas_.add_argument("--rate", type=positive, default=20.0, metavar="R", help="requests per second (default: 20)")
     replicas_.add_argument(
@@ -204,9 +209,7 @@ def parser() -> argparse.ArgumentParser:
         "one fails.",
         "resnet50 --engine openvino --precision int8 --out standing.json",
     )
-    stand_.add_argument("tag", metavar="TAG|FILE", help="an artifact, or a file this wrote, to show its table again")
-    stand_.add_argument("--engine", default="auto", metavar="E", help="default: what serving would choose")
-    stand_.add_argument("--precision", default="auto", metavar="P", help="default: what serving would choose")
+    of_one_artifact(stand_, "TAG|FILE", "an artifact, or a file this wrote, to show its table again")
     stand_.add_argument("--images", type=Path, metavar="DIR", help="photographs to send (default: a synthetic one)")
     stand_.add_argument("--only", nargs="+", metavar="NAME", help="these campaigns alone, beside those --out holds")
     stand_.add_argument("--brief", action="store_true", help="each campaign in some seconds")
@@ -303,8 +306,7 @@ def run(options: argparse.Namespace) -> int:
         raise Usage("no exported file fits --engine and --precision here; `python -m export list` shows what there is")
     here = environment.describe(options.threads) | {"settings": settings.name}
     path = options.out or default_path(environment.machine(here), "-quick" if options.quick else "")
-    if warning := environment.busy(here):
-        print(f"python -m benchmarks: {warning}", file=sys.stderr)
+    warn_if_busy(here)
     done = [] if options.fresh else earlier(path, here)
     seen = {records.key(item) for item in done if records.measured(item)}
     ours = {records.key(measure.describe(cell, options.threads or cores(), settings)) for cell in wanted}
@@ -401,9 +403,22 @@ def summary(items: Sequence[records.Record]) -> str:
     )
 
 
-def engines(options: argparse.Namespace) -> int:
+def keep(path: Path, document: Mapping[str, Any]) -> None:
+    """`document` as the result file at `path`."""
     import json
 
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+
+
+def warn_if_busy(here: Mapping[str, Any]) -> None:
+    from benchmarks import environment
+
+    if warning := environment.busy(here):
+        print(f"python -m benchmarks: {warning}", file=sys.stderr)
+
+
+def engines(options: argparse.Namespace) -> int:
     from benchmarks import engines as sides
     from benchmarks import environment
     from serving.runtime import cores, find
@@ -425,16 +440,12 @@ def engines(options: argparse.Namespace) -> int:
     if options.compile and reason:
         print(f"not run: {reason}")
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        document = {"environment": environment.describe(options.threads), "rows": rows}
-        options.out.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+        keep(options.out, {"environment": environment.describe(options.threads), "rows": rows})
         print(options.out)
     return 0
 
 
 def peers(options: argparse.Namespace) -> int:
-    import json
-
     from benchmarks import environment, measure
     from benchmarks.peers import compare as sides
     from serving.runtime import choose, find
@@ -451,8 +462,7 @@ def peers(options: argparse.Namespace) -> int:
         raise Usage(f"{folder} holds no JPEG or PNG files; give a folder of photographs to --images")
     there = sides.EMPTY if options.empty else [peer for peer in sides.PEERS if not peer.missing]
     here = environment.describe() | {"client": sides.client()}
-    if warning := environment.busy(here):
-        print(f"python -m benchmarks: {warning}", file=sys.stderr)
+    warn_if_busy(here)
     rows = sides.compare(
         artifact, choice, photographs, options.connections, options.rounds, options.seconds, there, console.progress
     )
@@ -462,8 +472,7 @@ def peers(options: argparse.Namespace) -> int:
     for reason in dict.fromkeys(peer.missing for peer in sides.PEERS if peer.missing):
         print(f"not run: {reason}")
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"environment": here, "rows": rows}, indent=1) + "\n", "utf-8")
+        keep(options.out, {"environment": here, "rows": rows})
         print(options.out)
     if failed := [row["server"] for row in rows if not row["rate"]]:
         raise Failure(f"no request was answered by {', '.join(dict.fromkeys(failed))}")
@@ -471,8 +480,6 @@ def peers(options: argparse.Namespace) -> int:
 
 
 def bulk(options: argparse.Namespace) -> int:
-    import json
-
     from benchmarks import bulk as sides
     from benchmarks import environment, measure
     from benchmarks.peers.compare import client
@@ -483,14 +490,12 @@ def bulk(options: argparse.Namespace) -> int:
     choice = choose(artifact, options.engine, options.precision)
     found = photographs(options.images or measure.ROOT / "examples" / "photographs")
     here = environment.describe() | {"client": client(), "images": options.count, "photographs": len(found)}
-    if warning := environment.busy(here):
-        print(f"python -m benchmarks: {warning}", file=sys.stderr)
+    warn_if_busy(here)
     with console.Bar("measuring in turn", 4 * options.rounds) as bar:
         rows = sides.measure(artifact, choice, found, options.count, options.rounds, options.seconds, bar.advance)
     print(sides.summary(rows))
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"environment": here, "rows": rows}, indent=1) + "\n", "utf-8")
+        keep(options.out, {"environment": here, "rows": rows})
         print(options.out)
     return 0
 
@@ -613,8 +618,6 @@ def stand(options: argparse.Namespace) -> int:
 
 def stood(options: argparse.Namespace) -> dict[str, Any]:
     """What the campaigns that were asked for came to, written after each."""
-    import json
-
     from benchmarks import environment, standing
     from benchmarks import load as loads
     from serving.runtime import choose, find
@@ -627,8 +630,7 @@ def stood(options: argparse.Namespace) -> dict[str, Any]:
     choice = choose(artifact, options.engine, options.precision)
     bodies = loads.photographs(options.images) if options.images else [loads.synthetic_photograph()]
     here = environment.describe() | {"settings": "brief" if options.brief else "full"}
-    if warning := environment.busy(here):
-        print(f"python -m benchmarks: {warning}", file=sys.stderr)
+    warn_if_busy(here)
     document = {
         "environment": here,
         "network": artifact.network,
@@ -651,8 +653,7 @@ def stood(options: argparse.Namespace) -> dict[str, Any]:
             done[found.name] = found.document()
             document["campaigns"] = [done[name] for name in standing.CAMPAIGNS if name in done]
             if options.out:
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+                keep(options.out, document)
             print(standing.line(done[found.name]), flush=True)
             bar.advance()
     if options.out:

@@ -155,9 +155,7 @@ def over_http(
 ) -> dict[str, Look]:
     """A server for this turn, loaded by as many clients at once as fill it, and by a plain loop."""
     podium = next(peer for peer in compare.PEERS if peer.name == compare.PODIUM)
-    bodies = [folder / f"{i}.body" for i in range(len(photographs))]
-    for body, photograph in zip(bodies, photographs, strict=True):
-        body.write_bytes(compare.multipart(photograph))
+    bodies = compare.written(map(compare.multipart, photographs), folder, "form")
     job = compare.job(artifact, choice, podium)
     with compare.server(podium, job, bodies[0].read_bytes(), folder) as url:
         ask = compare.loader(url, bodies)

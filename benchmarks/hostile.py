@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.wire import request
+
 BAD, EITHER, PARSER = "4xx", "4xx or 200", "4xx or closed"
 
 # Small, so that a cut at every tenth byte of each format is a few hundred requests.
@@ -58,20 +60,6 @@ class Case:
         if status == 0:
             return self.may == PARSER
         return 400 <= status < 500 or (status == 200 and self.may == EITHER)
-
-
-def request(
-    body: bytes = b"",
-    content_type: str | None = "image/jpeg",
-    target: str = "/classify",
-    method: str = "POST",
-    headers: Sequence[tuple[str, str]] = (),
-) -> bytes:
-    """A request of HTTP/1.1, well formed where its arguments are."""
-    lines = [f"{method} {target} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
-    lines += [f"Content-Type: {content_type}"] if content_type is not None else []
-    lines += [f"{name}: {value}" for name, value in headers]
-    return "\r\n".join([*lines, "", ""]).encode("utf-8") + body
 
 
 def cases(seed: int = 0, network: str = "resnet50", shape: tuple[int, int, int] = (224, 224, 3)) -> Iterator[Case]:

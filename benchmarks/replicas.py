@@ -60,9 +60,7 @@ WHAT = {
 
 
 class Replica:
-    """`bentoml serve` on a port of its own, with a BentoML home of its own: two in one home would empty each other's
-    folder of metrics. Its models are the store's.
-    """
+    """`bentoml serve` on a port of its own, with a BentoML home of its own, whose models are the store's."""
 
     def __init__(self, port: int, folder: Path, store: Path, environment: dict[str, str]) -> None:
         self.port, self.log = port, folder / "log"

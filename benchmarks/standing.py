@@ -25,6 +25,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import count, islice
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ from benchmarks.peers.compare import free_port
 from benchmarks.records import significant
 from benchmarks.replicas import Replica
 from benchmarks.scale import markdown as as_markdown
-from benchmarks.wire import Pool, Reply, Wire, get, once, post
+from benchmarks.wire import Pool, Reply, Wire, get, metric, once, post
 from models.console import Failure, Usage, table
 from serving.runtime import choose, cores, find
 
@@ -143,9 +144,7 @@ class Server:
 
     async def metric(self, name: str) -> float | None:
         """The sum of a metric over its labels."""
-        text = (await once(self.port, get("/metrics"))).body.decode("utf-8", "replace")
-        found = re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
-        return sum(map(float, found)) if found else None
+        return metric((await once(self.port, get("/metrics"))).body.decode("utf-8", "replace"), name)
 
     async def until_idle(self, patience: float) -> float | None:
         """Seconds until no request is under way and no image waits; None where that takes longer than `patience`."""
@@ -774,7 +773,7 @@ async def swaps(wish: Wish) -> Campaign:
                     wish.tell(f"swaps: {i} of {SWAP_WARMUP + swaps_}")
                     target = f"/models/{artifact.network}/load?version={(SECOND, artifact.version)[i % 2]}"
                     begin, end, reply = await timed(
-                        once(server.port, post(b"", "text/plain", target, f"Authorization: Bearer {TOKEN}"), 120.0)
+                        once(server.port, post(b"", "text/plain", target, ("Authorization", f"Bearer {TOKEN}")), 120.0)
                     )
                     statuses_of_loads.append(reply.status)
                     took.append(end - begin)
@@ -811,10 +810,6 @@ async def swaps(wish: Wish) -> Campaign:
             "rss_mb": [round(mb, 1) for mb in memory],
         },
     )
-
-
-def median(values: Sequence[float]) -> float:
-    return float(np.median(values))
 
 
 def copied(folder: Path, store: Path, network: str, version: str) -> Path:

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
@@ -41,13 +43,33 @@ class Reply(NamedTuple):
         return {}
 
 
-def post(body: bytes, content_type: str = "image/jpeg", target: str = "/classify", *headers: str) -> bytes:
-    lines = [f"POST {target} HTTP/1.1", f"Host: {HOST}", f"Content-Type: {content_type}"]
-    return "\r\n".join([*lines, f"Content-Length: {len(body)}", *headers, "", ""]).encode() + body
+def request(
+    body: bytes = b"",
+    content_type: str | None = "image/jpeg",
+    target: str = "/classify",
+    method: str = "POST",
+    headers: Sequence[tuple[str, str]] = (),
+) -> bytes:
+    """A request of HTTP/1.1, well formed where its arguments are."""
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {HOST}", f"Content-Length: {len(body)}"]
+    lines += [f"Content-Type: {content_type}"] if content_type is not None else []
+    lines += [f"{name}: {value}" for name, value in headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def post(body: bytes, content_type: str = "image/jpeg", target: str = "/classify", *headers: tuple[str, str]) -> bytes:
+    return request(body, content_type, target, headers=headers)
 
 
 def get(target: str) -> bytes:
     return f"GET {target} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+
+
+def metric(text: str, name: str, label: str = "") -> float | None:
+    """The sum of a metric in what `/metrics` said, over its samples with `label`; None where there is none."""
+    labels = rf"{{[^}}]*{label}[^}}]*}}"
+    found = re.findall(rf"^{name}(?:{labels}){'' if label else '?'} (\S+)$", text, re.MULTILINE)
+    return sum(map(float, found)) if found else None
 
 
 class Wire(asyncio.Protocol):

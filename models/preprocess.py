@@ -115,7 +115,7 @@ def windows(source: Sequence[int], target: Sequence[int], crop: int) -> list[Win
         corner = (size - crop) // 2
         begin, end = corner * length / size, (corner + crop) * length / size
         sides = ((begin, corner), (end, corner + crop), (end - begin, crop))
-        exact = all(float(np.float32(side)) == side and side * size == pixels * length for side, pixels in sides)
+        exact = all(float(np.float32(side)) == side and side * size == count * length for side, count in sides)
         whole.append(Window(0, length, size, corner))
         needed.append(Window(begin, end, crop, 0) if exact else whole[-1])
     return needed if height_first(source, needed) == height_first(source, whole) else whole

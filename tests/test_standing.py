@@ -15,7 +15,7 @@ import pytest
 from benchmarks import hostile, standing
 from benchmarks.__main__ import main
 from benchmarks.standing import Campaign, Check, Flood
-from benchmarks.wire import Pool, Reply, Wire, get, once, post
+from benchmarks.wire import Pool, Reply, Wire, get, metric, once, post
 from models.console import Usage
 from serving.runtime import Artifact
 
@@ -154,7 +154,7 @@ def test_a_reply_knows_its_headers_and_its_json() -> None:
 
 
 def test_what_is_sent_by_hand_is_http() -> None:
-    head, _, body = post(b"body", "image/png", "/classify?top_k=1", "A: b").partition(b"\r\n\r\n")
+    head, _, body = post(b"body", "image/png", "/classify?top_k=1", ("A", "b")).partition(b"\r\n\r\n")
     assert body == b"body" and head.startswith(b"POST /classify?top_k=1 HTTP/1.1\r\nHost: ")
     assert {b"Content-Type: image/png", b"Content-Length: 4", b"A: b"} <= set(head.split(b"\r\n"))
 
@@ -184,6 +184,12 @@ def test_a_check_holds_within_its_bound_and_never_without_a_figure() -> None:
     assert not Check("a", 3, "<=", 2).holds and not Check("a", 1, ">=", 2).holds and not Check("a", 0, "=", 1).holds
     assert not any(Check("a", None, sign, 0).holds for sign in standing.SIGNS)
     assert not Campaign("nothing was looked at", []).passed
+
+
+def test_a_metric_is_the_sum_over_its_labels() -> None:
+    text = '# TYPE a gauge\na 2.0\na_sum{m="x",s="t"} 1.5\na_sum{m="y",s="t"} 2\na_sum{m="y",s="u"} 8\n'
+    assert metric(text, "a") == 2 and metric(text, "a_sum") == 11.5 and metric(text, "a_sum", 's="t"') == 3.5
+    assert metric(text, "b") is None and metric(text, "a", 's="t"') is None and metric(text, "a_sum", 's="v"') is None
 
 
 def test_hostile_requests_are_held_to_what_they_may_get() -> None:

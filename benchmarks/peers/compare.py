@@ -34,6 +34,7 @@ from PIL import Image
 from benchmarks.load import Outcome, closed_loop
 from benchmarks.measure import ROOT
 from benchmarks.peers.work import VARIABLE
+from benchmarks.wire import metric
 from models.console import Failure, table
 from models.preprocess import pixels
 from serving.runtime import Artifact, Choice
@@ -152,8 +153,9 @@ def compare(
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="podium-peers-")))
         bodies = [multipart(path) for path in photographs]
         forms = written(bodies, folder, "form")
-        tensors, infer = binary_tensors(artifact, photographs)
-        arrays = written(tensors, folder, "tensor")
+        if peers is not EMPTY:
+            tensors, infer = binary_tensors(artifact, photographs)
+            arrays = written(tensors, folder, "tensor")
         turns: list[Peer | None] = [*peers, *[None] * (peers is not EMPTY)]
         for peer in progress(turns * rounds, "in turn"):
             with ExitStack() as turn:
@@ -260,7 +262,7 @@ def server(peer: Peer, work: dict[str, Any], body: bytes, folder: Path) -> Itera
         "PODIUM_THREADS": str(work["threads"]),
         "PODIUM_MAX_BATCH": str(MAX_BATCH),
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-        # BentoML's servers would empty each other's folder of metrics.
+        # A BentoML server empties this folder, which otherwise it shares with any the user may run.
         "PROMETHEUS_MULTIPROC_DIR": str(folder / f"{port}.metrics"),
     }
     with log.open("w") as output:
@@ -383,14 +385,10 @@ def with_total(ask: Ask, url: str) -> Ask:
     """`ask` of Podium at `url`, and what its metrics say that a request took in the meantime."""
 
     def seconds_and_count() -> tuple[float, float]:
-        found = {"sum": 0.0, "count": 0.0}
         with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:  # noqa: S310
-            for line in response.read().decode().splitlines():
-                if line.startswith("podium_stage_seconds_") and 'stage="total"' in line:
-                    part = line.removeprefix("podium_stage_seconds_").partition("{")[0]
-                    if part in found:
-                        found[part] += float(line.rpartition(" ")[2])
-        return found["sum"], found["count"]
+            text = response.read().decode()
+        took, images = (metric(text, f"podium_stage_seconds_{part}", 'stage="total"') for part in ("sum", "count"))
+        return took or 0.0, images or 0.0
 
     def look(connections: int, seconds: float) -> Look:
         before, earlier = seconds_and_count()
