@@ -9,22 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
-import re
-import secrets
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import count
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
-from urllib.parse import parse_qsl
 
-from python_multipart.multipart import parse_options_header
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import logs, oip
 from serving.classify import Answer, Model, Serving
@@ -41,97 +31,28 @@ from serving.errors import (
     UnknownModel,
     UnsupportedImage,
 )
+from serving.exchange import (
+    CLOSE,
+    GONE,
+    ClientGone,
+    Exchange,
+    Raw,
+    Upload,
+    described,
+    encode,
+    header,
+    headers_of,
+    unless_gone,
+)
+from serving.forms import Form, declared, multipart, one_image, query
 from serving.images import Picture, check_content_type
 from serving.metrics import CONTENT_TYPE
 from serving.pages import Results, files
 
 log = logging.getLogger("bentoml.podium")
 
-T = TypeVar("T")
 
-Header = tuple[bytes, bytes]
 Handler = Callable[[Scope, Receive, float], Awaitable["Answer | Raw"]]
-
-# A field that is not an image is a name or a number.
-LONGEST_FIELD = 1000
-LONGEST_HEAD = 8000
-LONGEST_BOUNDARY = 200  # the standard has 70
-FIELDS = ("model", "top_k")
-
-# How long a client that is answered before it has sent all may go on, so that it reads the answer.
-LINGER = 1.0
-
-
-class ClientGone(Exception):
-    """Nobody is left to answer."""
-
-
-@dataclass(frozen=True)
-class Raw:
-    """An answer that is not JSON alone."""
-
-    body: bytes
-    content_type: bytes
-    headers: tuple[Header, ...] = ()
-
-
-class Exchange:
-    """One request's way back: its id, echoed in the response, its status, and when it began."""
-
-    __slots__ = ("_send", "id", "started", "status")
-
-    def __init__(self, send: Send, asked: bytes) -> None:
-        self._send, self.started, self.status = send, perf_counter(), 500
-        # A client's own id goes back as it came, if it can stand in a header and in a log.
-        self.id = asked.decode("ascii") if ID.fullmatch(asked) else f"{PROCESS}-{next(NUMBER):x}"
-
-    async def send(self, message: Message) -> None:
-        """Pass on a message of another application's response."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self.id.encode())]}
-        await self._send(message)
-
-    async def reply(
-        self, status: int, body: bytes, headers: Iterable[Header] = (), content_type: bytes = b"application/json"
-    ) -> None:
-        self.status = status
-        start = [
-            (b"content-type", content_type),
-            (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", self.id.encode()),
-            *headers,
-        ]
-        await self._send({"type": "http.response.start", "status": status, "headers": start})
-        await self._send({"type": "http.response.body", "body": body})
-
-
-@dataclass
-class Form:
-    """What a request asks for."""
-
-    images: list[bytes] = field(default_factory=list)
-    fields: dict[str, str] = field(default_factory=dict)
-
-    def add(self, name: str, value: str) -> None:
-        if name not in FIELDS:
-            raise BadRequest(f"{name[:80]!r} is no parameter; there are {', '.join(FIELDS)} and the field image")
-        if name in self.fields:
-            raise BadRequest(f"{name} is given more than once")
-        self.fields[name] = value
-
-    @property
-    def model(self) -> str | None:
-        return self.fields.get("model")
-
-    @property
-    def top_k(self) -> int | None:
-        text = self.fields.get("top_k")
-        if text is None:
-            return None
-        if not (text.isascii() and text.isdecimal() and len(text) <= 9):
-            raise BadRequest(f"top_k is {text[:80]!r}; it must be a whole number from 1 on")
-        return int(text)
 
 
 class Api:
@@ -400,7 +321,7 @@ class Api:
             form.add(name, value)
         if header(scope, b"content-encoding") not in (b"", b"identity"):
             raise UnsupportedImage("the body is compressed; send the image as it is, without Content-Encoding")
-        content_type, boundary = _declared(header(scope, b"content-type"))
+        content_type, boundary = declared(header(scope, b"content-type"))
         # A form may name its model further down; where there is but one, it is that one.
         if check_room and (content_type != "multipart/form-data" or form.model or len(self.serving.models) == 1):
             self.serving.check_room(form.model)
@@ -436,190 +357,9 @@ class Api:
             raise SlowRequest(f"the body was not here after {self.serving.settings.timeout:g} s") from None
 
 
-class Upload:
-    """`receive`, which remembers whether the body has come to its end."""
-
-    def __init__(self, receive: Receive) -> None:
-        self.receive = receive
-        self.ended = False
-
-    async def __call__(self) -> Message:
-        message = await self.receive()
-        self.ended = message["type"] != "http.request" or not message.get("more_body")
-        return message
-
-    async def discard(self, most: int) -> None:
-        """Read on for a moment, up to `most` bytes: a connection closed on a sender may lose it our answer."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER):
-                while not self.ended and most > 0:
-                    most -= len((await self()).get("body", b""))
-
-
-def header(scope: Scope, name: bytes) -> bytes:
-    """The first header called `name` (lower case), b"" where there is none."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return bytes(value)
-    return b""
-
-
-def query(raw: bytes) -> list[tuple[str, str]]:
-    if not raw:
-        return []
-    try:
-        return parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=16)
-    except ValueError:
-        raise BadRequest("the query cannot be read; write it like model=resnet50&top_k=5") from None
-
-
-def one_image(form: Form) -> bytes:
-    if len(form.images) != 1 or not form.images[0]:
-        sent = len(form.images) if len(form.images) != 1 else "an empty"
-        raise BadRequest(f"{sent} image; send one, as the body or as the field `image` of a multipart form")
-    return form.images[0]
-
-
-def multipart(body: bytes, boundary: bytes, form: Form, most_images: int) -> None:
-    """Fill `form` from a multipart body (RFC 7578), all of which is here: the ends of its parts are found by search.
-
-    Raises `BadRequest` for one that is broken, has other fields or too many.
-    """
-    if not 1 <= len(boundary) <= LONGEST_BOUNDARY:
-        raise BadRequest(f"the multipart Content-Type has no boundary, or one over {LONGEST_BOUNDARY} characters")
-    line, cut_off = b"\r\n--" + boundary, BadRequest("the multipart form is cut off before its last boundary")
-    # The first boundary may follow a preamble, and begins the body otherwise.
-    at = len(line) - 2 if body.startswith(line[2:]) else _after(body, line, 0)[1]
-    while at >= 0 and body[at : at + 2] != b"--":
-        begin = body.find(b"\r\n", at)
-        head_end = body.find(b"\r\n\r\n", begin)
-        if begin < 0 or head_end < 0:
-            raise cut_off
-        if head_end - at > LONGEST_HEAD:
-            raise BadRequest(f"a part of the multipart form has a head over {LONGEST_HEAD} bytes")
-        if line in body[begin:head_end]:
-            raise BadRequest("a part of the multipart form has a head without an end")
-        name, content_type = _part(body[begin:head_end])
-        end, at = _after(body, line, head_end + 2)
-        if at < 0:
-            raise cut_off
-        value = body[head_end + 4 : end]
-        if name == "image":
-            check_content_type(content_type)
-            if len(form.images) >= most_images:
-                raise TooLarge(f"more than {most_images} images; send fewer at a time")
-            form.images.append(value)
-        elif len(value) > LONGEST_FIELD:
-            raise BadRequest(f"the field {name[:80]!r} is over {LONGEST_FIELD} bytes")
-        elif (text := plain(value)) is not None:
-            form.add(name, text)
-    if at < 0:
-        raise cut_off
-
-
-def _after(body: bytes, line: bytes, start: int) -> tuple[int, int]:
-    """Where the next boundary line begins, from `start` on, and where what follows its boundary does; -1 for none.
-
-    What only begins like the boundary is content.
-    """
-    while (found := body.find(line, start)) >= 0:
-        start = found + len(line)
-        if body[start : start + 2] in (b"--", b"\r\n") or body[start : start + 1] in (b" ", b"\t"):
-            return found, start
-    return -1, -1
-
-
-@lru_cache(256)
-def _declared(content_type: bytes) -> tuple[str, bytes]:
-    """What a Content-Type names, and its boundary."""
-    declared, options = parse_options_header(content_type)
-    return declared.decode("latin-1"), options.get(b"boundary", b"")
-
-
-@lru_cache(256)  # a client's forms differ in their pictures
-def _part(head: bytes) -> tuple[str, str]:
-    """The name and the content type that a part's header lines give it; raises `BadRequest` where it has no name."""
-    fields = {}
-    for line in head.split(b"\r\n"):
-        key, _, value = line.partition(b":")
-        fields[key.strip().lower()] = value.strip()
-    disposition, options = parse_options_header(fields.get(b"content-disposition", b""))
-    if disposition != b"form-data" or b"name" not in options:
-        raise BadRequest("a part of the multipart form has no name")
-    content_type, _ = parse_options_header(fields.get(b"content-type", b""))
-    return options[b"name"].decode("utf-8", "replace"), content_type.decode("latin-1")
-
-
-def plain(value: bytes) -> str | None:
-    """A form field's text. BentoML's clients write JSON: quoted strings, and null for what is left out."""
-    text = value.decode("utf-8", "replace").strip()
-    if text == "null":
-        return None
-    if text.startswith('"'):
-        with suppress(ValueError):
-            return str(json.loads(text))
-    return text
-
-
 async def gather(asked: Iterable[Awaitable[Answer]]) -> list[Answer]:
     return await asyncio.gather(*asked)
 
 
-async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
-    """What `work` gives; it is cancelled, and `ClientGone` raised, when the client hangs up first."""
-    this = asyncio.current_task()
-    assert this is not None
-    hung_up = False
-
-    async def watch() -> None:
-        nonlocal hung_up
-        await receive()  # the body is here whole, so that this is the end of the connection
-        hung_up = True
-        this.cancel()
-
-    watcher = asyncio.ensure_future(watch())
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if hung_up:
-            this.uncancel()
-            raise ClientGone from None
-        raise
-    finally:
-        watcher.cancel()
-
-
-CLOSE: Header = (b"connection", b"close")
-
-
-# The status of what nobody reads: its client has hung up.
-GONE = 499
-
-# What identifies a request in the log where its client does not.
-ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-PROCESS, NUMBER = secrets.token_hex(4), count(1)
-
-encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(", ", ": ")).encode
-
-
-def encode(answer: Answer) -> bytes:
-    return encode_text(answer).encode()
-
-
 def bearer(token: str | None) -> bytes | None:
     return None if token is None else b"Bearer " + token.encode()
-
-
-def described(error: RequestError) -> Answer:
-    return {"error": {"code": error.code, "message": str(error)}}
-
-
-def headers_of(error: RequestError) -> list[Header]:
-    headers = []
-    if error.retry_after is not None:
-        headers.append((b"retry-after", str(error.retry_after).encode()))
-    if error.status == 503:
-        headers.append(CLOSE)
-    if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    return headers

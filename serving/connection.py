@@ -11,8 +11,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving.api import described, encode
 from serving.errors import BadRequest, LargeHead, RequestError, SlowRequest
+from serving.exchange import described, encode
 
 # Bytes; browsers and proxies stay below 16 kB. Checked from piece to piece, and a piece is at most 256 kB.
 MAX_HEAD = 64 << 10

@@ -22,9 +22,10 @@ from prometheus_client import CollectorRegistry
 from models.console import Failure
 from models.preprocess import Pixels
 from serving import errors
-from serving.api import Api, Form, multipart
+from serving.api import Api
 from serving.classify import Serving
 from serving.errors import BadRequest, RequestError
+from serving.forms import Form, multipart
 from serving.logs import JsonLines
 from serving.runtime import Artifact, Scores
 from serving.settings import SETTINGS, Settings

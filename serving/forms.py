@@ -1,0 +1,151 @@
+"""What a request to classify asks for: images and parameters, out of its query and its multipart form."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from urllib.parse import parse_qsl
+
+from python_multipart.multipart import parse_options_header
+
+from serving.errors import BadRequest, TooLarge
+from serving.images import check_content_type
+
+# A field that is not an image is a name or a number.
+LONGEST_FIELD = 1000
+
+
+LONGEST_HEAD = 8000
+
+
+LONGEST_BOUNDARY = 200  # the standard has 70
+
+
+FIELDS = ("model", "top_k")
+
+
+@dataclass
+class Form:
+    """What a request asks for."""
+
+    images: list[bytes] = field(default_factory=list)
+    fields: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, value: str) -> None:
+        if name not in FIELDS:
+            raise BadRequest(f"{name[:80]!r} is no parameter; there are {', '.join(FIELDS)} and the field image")
+        if name in self.fields:
+            raise BadRequest(f"{name} is given more than once")
+        self.fields[name] = value
+
+    @property
+    def model(self) -> str | None:
+        return self.fields.get("model")
+
+    @property
+    def top_k(self) -> int | None:
+        text = self.fields.get("top_k")
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+            raise BadRequest(f"top_k is {text[:80]!r}; it must be a whole number from 1 on")
+        return int(text)
+
+
+def query(raw: bytes) -> list[tuple[str, str]]:
+    if not raw:
+        return []
+    try:
+        return parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=16)
+    except ValueError:
+        raise BadRequest("the query cannot be read; write it like model=resnet50&top_k=5") from None
+
+
+def one_image(form: Form) -> bytes:
+    if len(form.images) != 1 or not form.images[0]:
+        sent = len(form.images) if len(form.images) != 1 else "an empty"
+        raise BadRequest(f"{sent} image; send one, as the body or as the field `image` of a multipart form")
+    return form.images[0]
+
+
+def multipart(body: bytes, boundary: bytes, form: Form, most_images: int) -> None:
+    """Fill `form` from a multipart body (RFC 7578), all of which is here: the ends of its parts are found by search.
+
+    Raises `BadRequest` for one that is broken, has other fields or too many.
+    """
+    if not 1 <= len(boundary) <= LONGEST_BOUNDARY:
+        raise BadRequest(f"the multipart Content-Type has no boundary, or one over {LONGEST_BOUNDARY} characters")
+    line, cut_off = b"\r\n--" + boundary, BadRequest("the multipart form is cut off before its last boundary")
+    # The first boundary may follow a preamble, and begins the body otherwise.
+    at = len(line) - 2 if body.startswith(line[2:]) else _after(body, line, 0)[1]
+    while at >= 0 and body[at : at + 2] != b"--":
+        begin = body.find(b"\r\n", at)
+        head_end = body.find(b"\r\n\r\n", begin)
+        if begin < 0 or head_end < 0:
+            raise cut_off
+        if head_end - at > LONGEST_HEAD:
+            raise BadRequest(f"a part of the multipart form has a head over {LONGEST_HEAD} bytes")
+        if line in body[begin:head_end]:
+            raise BadRequest("a part of the multipart form has a head without an end")
+        name, content_type = _part(body[begin:head_end])
+        end, at = _after(body, line, head_end + 2)
+        if at < 0:
+            raise cut_off
+        value = body[head_end + 4 : end]
+        if name == "image":
+            check_content_type(content_type)
+            if len(form.images) >= most_images:
+                raise TooLarge(f"more than {most_images} images; send fewer at a time")
+            form.images.append(value)
+        elif len(value) > LONGEST_FIELD:
+            raise BadRequest(f"the field {name[:80]!r} is over {LONGEST_FIELD} bytes")
+        elif (text := plain(value)) is not None:
+            form.add(name, text)
+    if at < 0:
+        raise cut_off
+
+
+def _after(body: bytes, line: bytes, start: int) -> tuple[int, int]:
+    """Where the next boundary line begins, from `start` on, and where what follows its boundary does; -1 for none.
+
+    What only begins like the boundary is content.
+    """
+    while (found := body.find(line, start)) >= 0:
+        start = found + len(line)
+        if body[start : start + 2] in (b"--", b"\r\n") or body[start : start + 1] in (b" ", b"\t"):
+            return found, start
+    return -1, -1
+
+
+@lru_cache(256)
+def declared(content_type: bytes) -> tuple[str, bytes]:
+    """What a Content-Type names, and its boundary."""
+    kind, options = parse_options_header(content_type)
+    return kind.decode("latin-1"), options.get(b"boundary", b"")
+
+
+@lru_cache(256)  # a client's forms differ in their pictures
+def _part(head: bytes) -> tuple[str, str]:
+    """The name and the content type that a part's header lines give it; raises `BadRequest` where it has no name."""
+    fields = {}
+    for line in head.split(b"\r\n"):
+        key, _, value = line.partition(b":")
+        fields[key.strip().lower()] = value.strip()
+    disposition, options = parse_options_header(fields.get(b"content-disposition", b""))
+    if disposition != b"form-data" or b"name" not in options:
+        raise BadRequest("a part of the multipart form has no name")
+    content_type, _ = parse_options_header(fields.get(b"content-type", b""))
+    return options[b"name"].decode("utf-8", "replace"), content_type.decode("latin-1")
+
+
+def plain(value: bytes) -> str | None:
+    """A form field's text. BentoML's clients write JSON: quoted strings, and null for what is left out."""
+    text = value.decode("utf-8", "replace").strip()
+    if text == "null":
+        return None
+    if text.startswith('"'):
+        with suppress(ValueError):
+            return str(json.loads(text))
+    return text
