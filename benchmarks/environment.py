@@ -166,3 +166,8 @@ def command() -> str:
     if Path(sys.argv[0]).name == "__main__.py" and Path(sys.argv[0]).parent.name == "benchmarks":
         return shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def warn_if_busy(here: Mapping[str, Any]) -> None:
+    if warning := busy(here):
+        print(f"python -m benchmarks: {warning}", file=sys.stderr)

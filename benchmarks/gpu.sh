@@ -12,4 +12,4 @@ if [ -z "${PYTHON:-}" ]; then
   if [ -x "$root/.venv/bin/python" ]; then PYTHON="$root/.venv/bin/python"; fi
 fi
 # In place of the shell, so that a signal to this command reaches the program that keeps the results.
-exec "$PYTHON" -m benchmarks.gpu "$@"
+exec "$PYTHON" -m benchmarks.engine.gpu "$@"

@@ -193,3 +193,55 @@ def significant(value: float | None, digits: int = 3) -> str:
         return f"{value:g}"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{decimals}f}"
+
+
+# From how many calls a 99th percentile is one: below, it is the slowest call or the one after it.
+FEWEST_FOR_P99 = 100
+
+
+def memory(item: Record) -> float | None:
+    """MB that the network needs while it runs: the GPU's where it runs there, else the process's."""
+    found = item["memory_mb"]["peak_gpu"]
+    value = item["memory_mb"]["peak_rss"] if found is None else found
+    return None if value is None else float(value)
+
+
+def by_network(items: Sequence[Record]) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = {}
+    for item in items:
+        groups.setdefault(item["network"], []).append(item)
+    return groups
+
+
+def smallest_batch(items: Sequence[Record]) -> list[Record]:
+    """One record a network: that of the smallest batch measured."""
+    return [min(group, key=lambda item: int(item["batch"])) for group in by_network(items).values()]
+
+
+def imagenet(item: Record) -> bool:
+    """Whether the record's accuracy may stand beside others: on ImageNet's thousand classes."""
+    return item["top1"] is not None and item.get("classes", 1000) == 1000
+
+
+# Where result files are
+
+RESULTS = Path(".podium") / "results"
+
+
+def default_path(machine: str, suffix: str) -> Path:
+    from datetime import datetime
+
+    return RESULTS / f"{machine}-{datetime.now().astimezone():%Y-%m-%d}{suffix}.json"
+
+
+def keep(path: Path, document: Mapping[str, Any]) -> None:
+    """`document` as the result file at `path`."""
+    import json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+
+
+def documents(paths: Sequence[Path]) -> list[tuple[str, dict[str, Any]]]:
+    """What the result files hold, each with the file's name."""
+    return [(path.stem, read(path)) for path in paths]

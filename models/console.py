@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any, TypeVar
@@ -33,6 +34,26 @@ def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser
     )
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return made
+
+
+class Commands:
+    """The commands of a parser, each with an example of its own."""
+
+    def __init__(self, of: argparse.ArgumentParser) -> None:
+        self._prog, self._made = of.prog, of.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        self, name: str, call: Callable[[argparse.Namespace], int], about: str, example: str
+    ) -> argparse.ArgumentParser:
+        made = self._made.add_parser(
+            name,
+            help=about.partition("\n")[0],
+            description=about,
+            epilog=f"example:\n  {self._prog} {name} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        made.set_defaults(call=call)
+        return made
 
 
 def run(arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
@@ -123,3 +144,47 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str], right: Iterab
         ).rstrip()
         for row in cells
     )
+
+
+# What an option's text may be
+
+
+def words(text: str) -> list[str]:
+    found = [word for word in text.split(",") if word]
+    if not found:
+        raise argparse.ArgumentTypeError("expected a comma-separated list")
+    return found
+
+
+def positives(text: str) -> list[float]:
+    return [positive(word) for word in words(text)]
+
+
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def positive_integers(text: str) -> list[int]:
+    found = [natural(word) for word in words(text)]
+    if 0 in found:
+        raise argparse.ArgumentTypeError("expected integers from 1")
+    return found
+
+
+def positive_integer(text: str) -> int:
+    [found] = positive_integers(text) if "," not in text else [0]
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 1")
+    return found
+
+
+def natural(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a non-negative integer")
+    return int(text)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import advice, capacity, records, regression
+from benchmarks import records
 from benchmarks.__main__ import main
+from benchmarks.advise import advice, capacity, queueing, regression
 from tests.test_report import document
 
 
@@ -119,7 +120,7 @@ def test_bounds_are_positive_numbers(option: str) -> None:
 # Plan
 
 
-def simulated(service: capacity.Service, rate: float, count: int = 100_000) -> tuple[np.ndarray, float]:
+def simulated(service: queueing.Service, rate: float, count: int = 100_000) -> tuple[np.ndarray, float]:
     """Seconds from arrival to answer of `count` requests, one after another as they would happen; the busy share."""
     generator = np.random.default_rng(0)
     due = np.cumsum(generator.exponential(1 / rate, count))
@@ -135,18 +136,18 @@ def simulated(service: capacity.Service, rate: float, count: int = 100_000) -> t
     return np.concatenate(taken), busy / free
 
 
-STEADY = capacity.Service(tuple(0.01 + 0.004 * n for n in range(1, 9)))
-UNSTEADY = capacity.Service(STEADY.times, (0.95, 1.0, 1.1, 1.8), (0.5, 0.4, 0.09, 0.01))
-ALONE = capacity.Service((0.02,), (0.98, 1.06), (0.75, 0.25))
+STEADY = queueing.Service(tuple(0.01 + 0.004 * n for n in range(1, 9)))
+UNSTEADY = queueing.Service(STEADY.times, (0.95, 1.0, 1.1, 1.8), (0.5, 0.4, 0.09, 0.01))
+ALONE = queueing.Service((0.02,), (0.98, 1.06), (0.75, 0.25))
 
 
 @pytest.mark.parametrize("service", [STEADY, UNSTEADY, ALONE])
 @pytest.mark.parametrize(("load", "tolerance"), [(0.2, 0.02), (0.5, 0.02), (0.8, 0.05), (0.92, 0.12)])
 def test_the_queueing_model_is_what_a_simulation_gives(
-    service: capacity.Service, load: float, tolerance: float
+    service: queueing.Service, load: float, tolerance: float
 ) -> None:
     rate = load * service.max_batch / service.times[-1]
-    state = capacity.solve(service, rate)
+    state = queueing.solve(service, rate)
     assert state is not None
     # Every request of a cycle is accounted for.
     assert state.weights.sum() == pytest.approx(state.mean_batch, rel=0.02)
@@ -157,16 +158,16 @@ def test_the_queueing_model_is_what_a_simulation_gives(
 
 
 def test_a_queue_beyond_its_limit_has_no_steady_state() -> None:
-    assert capacity.solve(STEADY, 1.01 * STEADY.limit) is None
-    assert not capacity.within(STEADY, 2 * STEADY.limit, 1e9)
+    assert queueing.solve(STEADY, 1.01 * STEADY.limit) is None
+    assert not queueing.within(STEADY, 2 * STEADY.limit, 1e9)
 
 
 def test_the_highest_rate_keeps_the_bound_and_a_higher_one_does_not() -> None:
-    rate = capacity.highest_rate(UNSTEADY, 0.1)
+    rate = queueing.highest_rate(UNSTEADY, 0.1)
     assert rate is not None and 0.3 * UNSTEADY.limit < rate < UNSTEADY.limit
     assert float(np.percentile(simulated(UNSTEADY, rate)[0], 99)) <= 0.1 * 1.05
-    assert not capacity.within(UNSTEADY, 1.02 * rate, 0.1)
-    assert capacity.highest_rate(UNSTEADY, 0.01) is None
+    assert not queueing.within(UNSTEADY, 1.02 * rate, 0.1)
+    assert queueing.highest_rate(UNSTEADY, 0.01) is None
 
 
 def test_a_plan_names_replicas_that_keep_the_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

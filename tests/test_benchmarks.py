@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,8 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import capacity, child, engines, environment, load, measure, power, records, scenarios
+from benchmarks import environment, process, rates, records
 from benchmarks.__main__ import main
+from benchmarks.advise import queueing
+from benchmarks.engine import cells as measure
+from benchmarks.engine import passes as child
+from benchmarks.engine import power, scenarios, torch_engine
+from benchmarks.engine import sides as engines
+from benchmarks.load import bodies
+from benchmarks.load import drive as load
 from serving.runtime import Artifact
 
 # Long enough to pass through every branch, too short to wait for.
@@ -103,7 +112,7 @@ def test_a_run_goes_on_after_a_failure(
 ) -> None:
     def answer(job: dict[str, Any]) -> dict[str, Any]:
         if job["batch"] == 1:
-            raise measure.PassError("the engine does not like it")
+            raise process.PassError("the engine does not like it")
         return well(job)
 
     answers(monkeypatch, answer)
@@ -119,7 +128,7 @@ def test_nothing_measured_at_all_is_a_failure(
     tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answer(job: dict[str, Any]) -> dict[str, Any]:
-        raise measure.PassError("broken")
+        raise process.PassError("broken")
 
     answers(monkeypatch, answer)
     assert run(tiny.tag, tmp_path / "out.json") == 1
@@ -129,7 +138,7 @@ def test_nothing_measured_at_all_is_a_failure(
 def test_larger_batches_are_not_tried_where_memory_ended(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(job: dict[str, Any]) -> dict[str, Any]:
         if job["batch"] == 2:
-            raise measure.PassError("memory ended in the latency pass (SIGKILL)")
+            raise process.PassError("memory ended in the latency pass (SIGKILL)")
         return well(job)
 
     jobs = answers(monkeypatch, answer)
@@ -152,11 +161,11 @@ def test_larger_batches_are_not_tried_where_memory_ended(tiny: Artifact, monkeyp
     ],
 )
 def test_a_child_that_dies_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, reason: str) -> None:
-    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {measure.sys.executable} -c "{code}"\n')
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}"\n')
     (tmp_path / "python").chmod(0o755)
-    monkeypatch.setattr(measure.sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(measure.PassError) as error:
-        measure.in_child({"pass": "latency"})
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(process.PassError) as error:
+        process.in_child({"pass": "latency"})
     assert str(error.value) == reason
 
 
@@ -204,7 +213,7 @@ def test_interrupting_keeps_what_was_measured_and_a_second_run_resumes(
 def test_failed_records_are_measured_again(tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(job: dict[str, Any]) -> dict[str, Any]:
         if job["batch"] == 1:
-            raise measure.PassError("for once")
+            raise process.PassError("for once")
         return well(job)
 
     answers(monkeypatch, answer)
@@ -490,7 +499,7 @@ def test_load_measures_a_service(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_load_counts_errors_by_status(tmp_path: Path) -> None:
     with service([200, 503, 200, 422]) as (url, _):
         scenario = load.Scenario(rate=100)
-        item = load.drive(url, scenario, [load.synthetic_photograph(64, 64)], 0.2, None, 60_000)
+        item = load.drive(url, scenario, [bodies.synthetic_photograph(64, 64)], 0.2, None, 60_000)
     errors = item["errors"]
     assert set(errors) == {"422", "503"} and item["status"] == "ok"
     assert item["latency_ms"]["count"] == item["sent"] - sum(errors.values())
@@ -536,12 +545,12 @@ def test_open_loop_counts_from_the_intended_send() -> None:
 
 
 def test_arrivals_are_poisson() -> None:
-    due = load.arrivals(500, 20)
+    due = rates.arrivals(500, 20)
     gaps = np.diff([0.0, *due])
     assert len(due) == pytest.approx(10_000, rel=0.05) and due == sorted(due) and due[-1] < 20
     # Exponential gaps: the standard deviation equals the mean.
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
-    assert load.arrivals(500, 20) == due
+    assert rates.arrivals(500, 20) == due
 
 
 def test_a_scenario_is_one_or_the_other() -> None:
@@ -611,8 +620,8 @@ def test_offline_takes_the_fastest_batch() -> None:
 def test_the_server_s_rate_is_the_highest_that_keeps_the_bound() -> None:
     machine = Machine()
     found = machine.perform("server", slo_ms=25.0, seconds=60.0)
-    service = capacity.Service(tuple(machine.fixed + n * machine.each for n in range(1, 9)))
-    expected = capacity.highest_rate(service, 0.025)
+    service = queueing.Service(tuple(machine.fixed + n * machine.each for n in range(1, 9)))
+    expected = queueing.highest_rate(service, 0.025)
     assert found.rate is not None and found.rate == pytest.approx(expected, rel=0.06)
     assert np.mean(np.array(found.values) <= 25.0) >= 0.99 and max(machine.sizes) <= 32
     assert found.rungs[-1].passes and any(not rung.passes for rung in found.rungs)
@@ -634,14 +643,14 @@ def test_arrivals_during_a_batch_form_the_next_and_count_from_their_due_time() -
 def test_what_passed_by_luck_is_lowered_until_it_passes_again() -> None:
     tried = []
 
-    def trial(rate: float, seed: int) -> load.Rung:
+    def trial(rate: float, seed: int) -> rates.Rung:
         tried.append((rate, seed))
-        return load.Rung(rate, 1.0 if rate <= (50 if seed == 0 else 45) else 0.5, 1.0)
+        return rates.Rung(rate, 1.0 if rate <= (50 if seed == 0 else 45) else 0.5, 1.0)
 
-    rate, rungs = load.highest(trial, 100.0)
+    rate, rungs = rates.highest(trial, 100.0)
     assert rate is not None and 42 < rate <= 45 and len(rungs) == len(tried)
     assert [seed for _, seed in tried][:6] == [0] * 6 and tried[-1][0] == rate
-    assert load.highest(lambda rate, seed: load.Rung(rate, float(seed == 0), 1.0), 100.0)[0] is None
+    assert rates.highest(lambda rate, seed: rates.Rung(rate, float(seed == 0), 1.0), 100.0)[0] is None
 
 
 def test_a_run_of_scenarios_writes_records_and_the_report_takes_them(
@@ -678,7 +687,7 @@ def test_load_searches_the_highest_rate(tmp_path: Path, capsys: pytest.CaptureFi
     assert full["concurrency"] == load.FULL and found["scenario"] == "MLPerf-style server, p99 within 60000 ms"
     assert found["rate"] == found["rungs"][-1][0] and found["within_slo"] == 1
     # Everything passes, so that the search ends just below the rate of the closed loop.
-    assert found["rate"] == pytest.approx(full["throughput_img_s"] * (1 - 0.5**load.HALVINGS))
+    assert found["rate"] == pytest.approx(full["throughput_img_s"] * (1 - 0.5**rates.HALVINGS))
     assert "Highest rate" in capsys.readouterr().out
     with service([200, 503]) as (url, _):
         assert main(["load", url, "--search", "--duration", "0.05", "--slo-ms", "60000", "--out", str(path)]) == 0
@@ -702,7 +711,7 @@ def test_engines_take_turns_and_their_figure_is_the_median(
         yield ask
 
     monkeypatch.setattr(engines, "process", process)
-    monkeypatch.setattr(engines.shutil, "which", lambda _: "/usr/bin/g++")
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/g++")
     path = tmp_path / "engines.json"
     arguments = ["engines", tiny.tag, "--batch", "1", "--rounds", "3", "--out", str(path), "--compile"]
     assert main(arguments) == 0
@@ -710,7 +719,7 @@ def test_engines_take_turns_and_their_figure_is_the_median(
     assert asked == order * 3
     rows = json.loads(path.read_text("utf-8"))["rows"]
     assert [(row["engine"], row["latency_ms"]) for row in rows] == list(zip(order, (5.0, 6.0, 7.0, 8.0), strict=True))
-    monkeypatch.setattr(engines.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     asked.clear()
     assert main(arguments) == 0
     assert "torch.compile" not in asked and "not run: torch.compile needs a C++ compiler" in capsys.readouterr().out
@@ -719,10 +728,12 @@ def test_engines_take_turns_and_their_figure_is_the_median(
 # torch.compile imports a module of torch's own that warns of another.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
-    "engine", [engines.TORCH, pytest.param(engines.COMPILED, marks=[pytest.mark.slow])], ids=("eager", "compiled")
+    "engine",
+    [torch_engine.TORCH, pytest.param(torch_engine.COMPILED, marks=[pytest.mark.slow])],
+    ids=("eager", "compiled"),
 )
 def test_pytorch_gives_probabilities_from_the_same_pixels(engine: str) -> None:
-    if engine == engines.COMPILED and (reason := engines.no_compiler()):
+    if engine == torch_engine.COMPILED and (reason := torch_engine.no_compiler()):
         pytest.skip(reason)
     work = {"network": "lenet5", "weights": "untrained", "threads": 1, "engine": engine}
     scores = engines.torch_run(work)(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), dtype=np.uint8))

@@ -22,8 +22,8 @@ import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from benchmarks import bulk as sides
 from benchmarks.__main__ import main as measured
+from benchmarks.peers import bulk as sides
 from models.console import Failure, Usage
 from serving import bulk, inputs
 from serving.__main__ import final, main

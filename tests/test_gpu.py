@@ -18,8 +18,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import engines, gpu, gpu_child, measure, power, records, roofline
+from benchmarks import process, records
 from benchmarks.__main__ import main
+from benchmarks.engine import gpu, gpu_plan, power, roofline, torch_engine
+from benchmarks.engine import gpu_passes as gpu_child
 from models import SETS, SPECS
 from models.layers import LocalResponseNorm
 from models.preprocess import Preprocess
@@ -34,21 +36,23 @@ SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 
 
 def test_the_networks_are_the_five_the_winners_and_one_of_every_other_family() -> None:
-    assert gpu.NETWORKS[0] == "resnet50" and set(gpu.NETWORKS[:5]) == set(SETS["five"])
-    assert set(SETS["winners"]) <= set(gpu.NETWORKS)
-    assert {SPECS[name].family for name in gpu.NETWORKS} == {row.family for row in SPECS.values()}
+    assert gpu_plan.NETWORKS[0] == "resnet50" and set(gpu_plan.NETWORKS[:5]) == set(SETS["five"])
+    assert set(SETS["winners"]) <= set(gpu_plan.NETWORKS)
+    assert {SPECS[name].family for name in gpu_plan.NETWORKS} == {row.family for row in SPECS.values()}
 
 
 def test_the_plan_begins_with_what_matters_most() -> None:
-    tasks = gpu.plan(gpu.NETWORKS, [MAIN, OTHER, ("torch.compile-cuda", "fp16")], gpu.BATCHES, metered=True)
+    tasks = gpu_plan.plan(
+        gpu_plan.NETWORKS, [MAIN, OTHER, ("torch.compile-cuda", "fp16")], gpu_plan.BATCHES, metered=True
+    )
     assert tasks[:2] == [
-        gpu.Task("resnet50", *MAIN, gpu.BATCHES),
-        gpu.Task("resnet50", *MAIN, (256,), power=True),
+        gpu_plan.Task("resnet50", *MAIN, gpu_plan.BATCHES),
+        gpu_plan.Task("resnet50", *MAIN, (256,), power=True),
     ]
     assert len(set(tasks)) == len(tasks)
     cells = [key for task in tasks if not task.power for key in task.keys]
-    assert {(n, *MAIN, b) for n in gpu.NETWORKS for b in gpu.BATCHES} <= set(cells)
-    assert {(n, *OTHER, b) for n in SETS["five"] for b in gpu.BATCHES} <= set(cells)
+    assert {(n, *MAIN, b) for n in gpu_plan.NETWORKS for b in gpu_plan.BATCHES} <= set(cells)
+    assert {(n, *OTHER, b) for n in SETS["five"] for b in gpu_plan.BATCHES} <= set(cells)
     # Compiling takes minutes.
     assert {key[3] for key in cells if key[1] == "torch.compile-cuda"} == {256}
     # Power is of cells that were measured before, and every network has it at two batch sizes for claims 1 and 3.
@@ -57,8 +61,8 @@ def test_the_plan_begins_with_what_matters_most() -> None:
             before = {key for earlier in tasks[:index] if not earlier.power for key in earlier.keys}
             assert set(task.keys) <= before
     for batch in (256, 1):
-        assert {task.network for task in tasks if task.power and batch in task.batches} == set(gpu.NETWORKS)
-    assert not any(task.power for task in gpu.plan(gpu.NETWORKS, [MAIN], gpu.BATCHES, metered=False))
+        assert {task.network for task in tasks if task.power and batch in task.batches} == set(gpu_plan.NETWORKS)
+    assert not any(task.power for task in gpu_plan.plan(gpu_plan.NETWORKS, [MAIN], gpu_plan.BATCHES, metered=False))
 
 
 @pytest.mark.parametrize(
@@ -98,9 +102,9 @@ class Answers:
         self.jobs.append(job)
         self.now += {"cell": 10.0, "power": 20.0}.get(job["pass"], 0.0)
         if self.now > deadline:
-            raise gpu.Stopped("the time budget ended", 0)
+            raise process.Stopped("the time budget ended", 0)
         if message := self.fail.get((job["pass"], job["network"], job.get("batch"))):
-            raise measure.PassError(message)
+            raise process.PassError(message)
         if job["pass"] == "check":
             wrong = self.fail.get(("answers", job["network"], None))
             return {"verdict": "fail" if wrong else "pass", "failures": [wrong], "cosine": 0.99}
@@ -125,7 +129,7 @@ def made(
     path: Path, networks: tuple[str, ...] = ("resnet50", "alexnet"), budget: float = 1e6
 ) -> tuple[gpu.Run, Answers]:
     child = Answers(path)
-    tasks = gpu.plan(networks, [MAIN], (256, 1), metered=True)
+    tasks = gpu_plan.plan(networks, [MAIN], (256, 1), metered=True)
     run = gpu.Run(path, dict(HERE), gpu.LOOK, "untrained", tasks, budget, child.clock)
     run.write()
     return run, child
@@ -157,7 +161,7 @@ def test_a_whole_run_gives_records_by_the_contract(tmp_path: Path, capsys: pytes
 
 def test_a_run_over_its_budget_keeps_what_it_has_and_names_the_rest(tmp_path: Path) -> None:
     run, child = made(tmp_path / "gpu.json", budget=45.0)
-    with pytest.raises(gpu.Stopped):
+    with pytest.raises(process.Stopped):
         run.go(child, 70.0)
     run.finish("the time budget of 45 s ended")
     found = state(run.path)
@@ -171,14 +175,14 @@ def test_a_run_over_its_budget_keeps_what_it_has_and_names_the_rest(tmp_path: Pa
 
 def test_a_power_pass_is_not_begun_that_cannot_end(tmp_path: Path) -> None:
     run, child = made(tmp_path / "gpu.json", budget=20.0 + gpu.LOOK.trials * gpu.LOOK.window_s - 1)
-    with pytest.raises(gpu.Stopped):
+    with pytest.raises(process.Stopped):
         run.go(child, 70.0)
     assert [job["pass"] for job in child.jobs] == ["check", "cell", "cell"]
 
 
 def test_a_second_run_goes_on_where_the_first_ended(tmp_path: Path) -> None:
     run, child = made(tmp_path / "gpu.json", budget=45.0)
-    with pytest.raises(gpu.Stopped):
+    with pytest.raises(process.Stopped):
         run.go(child, 70.0)
     run.finish("it ended")
     again, child = made(tmp_path / "gpu.json")
@@ -209,7 +213,7 @@ def test_an_engine_with_wrong_answers_is_not_timed(tmp_path: Path) -> None:
 
 def test_larger_batches_are_not_tried_where_memory_ended(tmp_path: Path) -> None:
     run, child = made(tmp_path / "gpu.json")
-    run.tasks = [gpu.Task("alexnet", *MAIN, (1, 256)), gpu.Task("resnet50", *MAIN, (256, 1))]
+    run.tasks = [gpu_plan.Task("alexnet", *MAIN, (1, 256)), gpu_plan.Task("resnet50", *MAIN, (256, 1))]
     child.fail["cell", "alexnet", 1] = "memory ended in the cell pass"
     child.fail["cell", "resnet50", 256] = "memory ended in the cell pass"
     run.go(child, 70.0)
@@ -241,8 +245,8 @@ def test_a_child_that_dies_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     (tmp_path / "python").write_text(f'#!/bin/sh\nread line\nexec {sys.executable} -c "{code}"\n')
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(gpu.sys, "executable", str(tmp_path / "python"))
-    child = gpu.Child("cpu", 1, tmp_path)
-    with pytest.raises(measure.PassError, match=reason):
+    child = process.Child("cpu", 1, tmp_path)
+    with pytest.raises(process.PassError, match=reason):
         child.ask({"pass": "cell"}, time.monotonic() + 60)
 
 
@@ -250,8 +254,8 @@ def test_a_child_that_does_not_answer_ends_with_the_budget(monkeypatch: pytest.M
     (tmp_path / "python").write_text("#!/bin/sh\nread line\nexec sleep 600\n")
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(gpu.sys, "executable", str(tmp_path / "python"))
-    child = gpu.Child("cpu", 1, tmp_path)
-    with pytest.raises(gpu.Stopped, match="budget ended"):
+    child = process.Child("cpu", 1, tmp_path)
+    with pytest.raises(process.Stopped, match="budget ended"):
         child.ask({"pass": "cell"}, time.monotonic() + 0.05)
     child.end()
 
@@ -331,7 +335,7 @@ def test_pytorch_s_baseline_gives_the_network_s_answers(precision: str, toleranc
     with torch.no_grad():
         expected = Served(network.module, network.preprocess).eval()(torch.from_numpy(images)).numpy()
     given: list[torch.dtype] = []
-    engine = engines.Torch(network, "cpu", precision, 1)
+    engine = torch_engine.Torch(network, "cpu", precision, 1)
     for layer in engine._module.modules():
         if isinstance(layer, LocalResponseNorm):
             layer.register_forward_hook(lambda _, inputs, __: given.append(inputs[0].dtype))
@@ -391,7 +395,7 @@ class Cuda:
     @contextmanager
     def graph(self, graph: Graph) -> Iterator[None]:
         # What is chosen or allocated at the first call may not happen while a graph is captured.
-        assert self.calls >= engines.WARM_UPS
+        assert self.calls >= torch_engine.WARM_UPS
         self.capturing = graph
         yield
         self.capturing, self.calls = None, 0
@@ -413,7 +417,7 @@ class Cuda:
 
 def test_pytorch_s_graphs_are_one_a_bucket_and_their_memory_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     network = load("lenet5", "untrained")
-    engine = engines.Torch(network, "cpu", "fp32", 1)
+    engine = torch_engine.Torch(network, "cpu", "fp32", 1)
     images = np.random.default_rng(0).integers(0, 256, (9, *network.preprocess.shape), dtype=np.uint8)
     expected = engine.run(images)
     cuda = Cuda(engine._forward)
@@ -431,12 +435,12 @@ def test_pytorch_s_graphs_are_one_a_bucket_and_their_memory_stays(monkeypatch: p
 @pytest.mark.gpu
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 0.02)])
 def test_pytorch_on_a_gpu_gives_the_cpu_s_answers(precision: str, tolerance: float) -> None:
-    if not engines.cuda():
+    if not torch_engine.cuda():
         pytest.skip("PyTorch sees no GPU")
     network = load("squeezenet1_1", "untrained")
     images = np.random.default_rng(0).integers(0, 256, (11, 224, 224, 3), dtype=np.uint8)
-    expected = engines.Torch(network, "cpu", "fp32").run(images)
-    engine = engines.Torch(network, "cuda", precision)
+    expected = torch_engine.Torch(network, "cpu", "fp32").run(images)
+    engine = torch_engine.Torch(network, "cuda", precision)
     for count in (1, 3, 11, 3):  # each bucket is captured, then replayed with other images
         np.testing.assert_allclose(engine.run(images[:count]), expected[:count], atol=tolerance)
     times = engine.device_ms(11, 10)
@@ -546,12 +550,12 @@ def test_cpu_mode_measures_every_network(tmp_path: Path) -> None:
         _, told = running.communicate(timeout=1600)
     assert running.returncode == 0, told
     found = records.read(tmp_path / "out.json")["records"]
-    assert {item["network"] for item in found if item["status"] == "ok"} == set(gpu.NETWORKS), told
+    assert {item["network"] for item in found if item["status"] == "ok"} == set(gpu_plan.NETWORKS), told
 
 
 @pytest.mark.gpu
 def test_the_command_on_a_gpu(tmp_path: Path) -> None:
-    if not engines.cuda():
+    if not torch_engine.cuda():
         pytest.skip("PyTorch sees no GPU")
     path = tmp_path / "gpu.json"
     arguments = ["--quick", "--network", "resnet50,lenet5", "--batch", "8,1", "--engine", "torch-cuda"]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,22 @@ ARROWS = {
     ),
     "service": ("models", "serving"),
 }
+
+# What each room of benchmarks may import of the others, beside itself and the ground: the files that lie in no room.
+# Only `__main__` imports a room's commands.
+BENCHMARK_ROOMS = {
+    "ground": (),
+    "engine": (),
+    "load": (),
+    "campaigns": ("load",),
+    "peers": ("load",),
+    "report": (),
+    "advise": (),
+}
+
+# These two read records and never run anything.
+READERS = ("report", "advise")
+RUN = ("serving", "export", "subprocess", "asyncio")
 
 # Loaded inside the function that needs them, so that a command line starts at once and a server needs no torch.
 LAZY = {
@@ -78,6 +95,49 @@ def test_arrows(room: str) -> None:
         and not any(name == a or name.startswith(f"{a}.") for a in allowed)
     ]
     assert not wrong
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module(path): path for room in (*ROOMS, "service") for path in sources(room)}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Our modules that the file imports, wherever in it."""
+    for name, _ in imports(ast.parse(path.read_text("utf-8"))):
+        if (found := name if name in MODULES else name.rpartition(".")[0]) in MODULES:
+            yield found
+
+
+def test_no_import_runs_in_a_circle() -> None:
+    graph = {name: sorted(set(imported(path)) - {name}) for name, path in MODULES.items()}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def room_of(name: str) -> str:
+    return name.split(".")[1] if name.count(".") > 1 else "ground"
+
+
+@pytest.mark.parametrize("room", BENCHMARK_ROOMS)
+def test_arrows_between_the_rooms_of_benchmarks(room: str) -> None:
+    allowed = {room, "ground", *BENCHMARK_ROOMS[room]}
+    for name, path in MODULES.items():
+        if not name.startswith("benchmarks.") or room_of(name) != room or name == "benchmarks.__main__":
+            continue
+        for found in imported(path):
+            if found.startswith("benchmarks."):
+                assert room_of(found) in allowed, f"{name} imports {found}"
+                assert not found.endswith((".commands", ".__main__")), f"{name} imports {found}"
+        if room in READERS:
+            runs = {
+                top for found, _ in imports(ast.parse(path.read_text("utf-8"))) if (top := found.split(".")[0]) in RUN
+            }
+            assert not runs, f"{name} imports {', '.join(sorted(runs))}"
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import process
 from benchmarks.__main__ import main
 from benchmarks.peers import compare, limit, work
 from models.preprocess import pixels
@@ -180,13 +181,13 @@ def test_what_a_server_leaves_behind_is_ended() -> None:
         "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE);"
         "print(p.pid, flush=True); time.sleep(600)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
-    assert process.stdout is not None
-    with process.stdout as out:
+    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert server.stdout is not None
+    with server.stdout as out:
         child = int(out.readline())
-        compare.end(process)
+        process.end(server)
         assert out.read() == b""  # the child held the other end until it was gone
-    assert process.returncode == -15 and child
+    assert server.returncode == -15 and child
 
 
 def test_one_client_is_held_against_the_work_itself() -> None:

@@ -16,7 +16,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks import environment, power, records
+from benchmarks import environment, records
+from benchmarks.engine import power
 from serving import power as sensing
 from serving.classify import Serving
 from serving.metrics import Metrics

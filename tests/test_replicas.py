@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import load, records, replicas
+from benchmarks import records
 from benchmarks.__main__ import main
+from benchmarks.campaigns import replicas
+from benchmarks.load import drive as load
 from serving.runtime import Artifact
 
 needs_haproxy = pytest.mark.skipif(

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import claims, figures, records, report, roofline
+from benchmarks import records
 from benchmarks.__main__ import main
+from benchmarks.engine import roofline
+from benchmarks.report import claims, drawing, figures
+from benchmarks.report import page as report
 from tests.conftest import ROOT
 
 #           family        year  params     MACs    top-1  MACs per second, 10^9
@@ -162,9 +165,9 @@ def test_every_figure_is_written_twice_and_takes_the_page_s_ink(folder: Path) ->
     names = {path.name for path in (folder / "figures").iterdir()}
     assert names == {f"{row[0]}.{form}" for row in figures.FIGURES for form in ("svg", "png")}
     for path in (folder / "figures").glob("*.svg"):
-        assert figures.INK not in path.read_text("utf-8") and "currentColor" not in path.read_text("utf-8")
+        assert drawing.INK not in path.read_text("utf-8") and "currentColor" not in path.read_text("utf-8")
     page = (folder / report.PAGE).read_text("utf-8")
-    assert "currentColor" in page and figures.INK not in page and figures.DARK not in page.split("</style>")[1]
+    assert "currentColor" in page and drawing.INK not in page and drawing.DARK not in page.split("</style>")[1]
 
 
 def test_figures_plot_the_records() -> None:
@@ -177,7 +180,7 @@ def test_figures_plot_the_records() -> None:
     ):
         [axis] = painter([series]).axes
         drawn = [list(bars.lines[0].get_ydata()) for bars in axis.containers]  # type: ignore[attr-defined]
-        groups = claims.by_network(one["records"]).values()
+        groups = records.by_network(one["records"]).values()
         assert drawn == [pytest.approx([value(item) for item in group]) for group in groups]
     [axis] = figures.ball_chart([series]).axes
     balls = [ball for ball in axis.collections if len(ball.get_offsets())]
@@ -293,9 +296,9 @@ def test_a_busy_machine_is_mentioned() -> None:
 
 
 def test_labels_are_moved_apart_and_no_further() -> None:
-    assert figures.apart([1.0, 5.0, 9.0], 2.0) == [1.0, 5.0, 9.0]
-    assert figures.apart([4.0, 4.0, 4.0], 2.0) == [2.0, 4.0, 6.0]
-    assert figures.apart([1.0, 1.5, 3.0], 2.0) == pytest.approx([-1 / 6, 11 / 6, 23 / 6])
+    assert drawing.apart([1.0, 5.0, 9.0], 2.0) == [1.0, 5.0, 9.0]
+    assert drawing.apart([4.0, 4.0, 4.0], 2.0) == [2.0, 4.0, 6.0]
+    assert drawing.apart([1.0, 1.5, 3.0], 2.0) == pytest.approx([-1 / 6, 11 / 6, 23 / 6])
 
 
 def test_the_pareto_front_has_nothing_above_it() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import capacity, records, scale, simulation
+from benchmarks import records, tables
 from benchmarks.__main__ import main
+from benchmarks.advise import capacity, queueing, scale, simulation
 from tests.conftest import ROOT
 from tests.test_advice import STEADY, UNSTEADY
 from tests.test_report import document
@@ -19,7 +20,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "docs" / "scale.md", ROOT / "docs" / "deploy.md")
 
 
-def times(service: capacity.Service, load: float, replicas: int, policy: str, count: int = 40_000) -> np.ndarray:
+def times(service: queueing.Service, load: float, replicas: int, policy: str, count: int = 40_000) -> np.ndarray:
     rate = load * replicas * service.max_batch / service.times[-1]
     due, engine = simulation.arrivals(rate, count), simulation.of_service(service)
     return simulation.simulate(due, np.zeros(count), engine, service.max_batch, replicas, policy)
@@ -27,9 +28,9 @@ def times(service: capacity.Service, load: float, replicas: int, policy: str, co
 
 @pytest.mark.parametrize(("service", "replicas"), [(STEADY, 1), (UNSTEADY, 1), (STEADY, 3)])
 def test_dealt_at_random_replicas_are_the_queues_of_the_queueing_model(
-    service: capacity.Service, replicas: int
+    service: queueing.Service, replicas: int
 ) -> None:
-    state = capacity.solve(service, 0.6 * service.max_batch / service.times[-1])
+    state = queueing.solve(service, 0.6 * service.max_batch / service.times[-1])
     assert state is not None
     played = times(service, 0.6, replicas, "random")
     for percent in (50, 90, 99):
@@ -117,7 +118,7 @@ def test_a_replica_does_less_than_its_engine_and_more_where_the_client_decodes()
     for row in rows:
         group = capacity.series(documents[0][1]["records"])[capacity.key(row.record)]
         service = capacity.service_of(group, row.max_batch)
-        engine = capacity.highest_rate(service, 2.0)
+        engine = queueing.highest_rate(service, 2.0)
         assert engine is not None and row.each < row.pixels_each < engine
         # In the long run neither the engine nor the processors have more than one second a second.
         longest = service.times[-1] / row.max_batch + scale.beside(documents).seconds / row.cores
@@ -145,7 +146,7 @@ def test_beside_a_gpu_the_processors_only_decode() -> None:
     around = scale.beside(on_gpu)
     for row in scale.table_rows(on_gpu, 2000)[0]:
         group = capacity.series(on_gpu[0][1]["records"])[capacity.key(row.record)]
-        engine = capacity.highest_rate(capacity.service_of(group, row.max_batch), 2.0)
+        engine = queueing.highest_rate(capacity.service_of(group, row.max_batch), 2.0)
         assert engine is not None
         assert row.each == pytest.approx(min(engine, scale.BUSY * row.cores / (0.001 + around.seconds)))
 
@@ -181,10 +182,10 @@ def test_wires_are_bytes_times_rate() -> None:
 
 def test_tables_go_between_their_markers_and_nowhere_else(tmp_path: Path) -> None:
     page = "a\n<!-- wires -->\nold\n<!-- /wires -->\nb\n"
-    made = scale.insert(page, {"wires": "new\nlines", "networks": "other"})
-    assert made == "a\n<!-- wires -->\nnew\nlines\n<!-- /wires -->\nb\n" == scale.insert(made, {"wires": "new\nlines"})
+    made = tables.insert(page, {"wires": "new\nlines", "networks": "other"})
+    assert made == "a\n<!-- wires -->\nnew\nlines\n<!-- /wires -->\nb\n" == tables.insert(made, {"wires": "new\nlines"})
     with pytest.raises(scale.Failure, match="no `<!-- /wires -->`"):
-        scale.insert("<!-- wires -->\nold", {"wires": "new"})
+        tables.insert("<!-- wires -->\nold", {"wires": "new"})
 
 
 @pytest.mark.slow
@@ -196,4 +197,4 @@ def test_the_committed_pages_are_what_the_committed_results_give() -> None:
     for name in made:
         assert sum(f"<!-- {name} -->\n" in page for page in pages) == 1
     for page in pages:
-        assert scale.insert(page, made) == page
+        assert tables.insert(page, made) == page

@@ -17,10 +17,9 @@ from benchmarks.campaigns import all as campaigns
 from benchmarks.campaigns import cases, checks, copies, hostile, overload, target
 from benchmarks.campaigns.checks import Campaign, Check
 from benchmarks.campaigns.overload import Flood
-from benchmarks.load import Body
-from benchmarks.measure import ROOT
-from benchmarks.peers.compare import free_port
-from benchmarks.wire import Pool, Reply, Wire, get, metric, once, post
+from benchmarks.load.bodies import Body
+from benchmarks.load.wire import Pool, Reply, Wire, get, metric, once, post
+from benchmarks.process import ROOT, free_port
 from models.console import Usage
 from serving.runtime import Artifact
 

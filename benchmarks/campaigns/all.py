@@ -24,7 +24,7 @@ from benchmarks.campaigns.signals import killed, terminated
 from benchmarks.campaigns.soak import soak
 from benchmarks.campaigns.swaps import swaps
 from benchmarks.campaigns.target import Wish
-from benchmarks.load import Body
+from benchmarks.load.bodies import Body
 from models.console import Failure
 
 CAMPAIGNS: dict[str, Callable[[Wish], Coroutine[Any, Any, Campaign]]] = {

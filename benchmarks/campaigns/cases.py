@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.wire import request
+from benchmarks.load.wire import request
 
 BAD, EITHER, PARSER = "4xx", "4xx or 200", "4xx or closed"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.records import significant
-from benchmarks.scale import markdown as as_markdown
+from benchmarks.tables import markdown as as_markdown
 from models.console import Usage, table
 
 SIGNS: dict[str, Callable[[float, float], bool]] = {"<=": operator.le, ">=": operator.ge, "=": operator.eq}

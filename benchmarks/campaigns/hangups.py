@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.campaigns.checks import Campaign, Check
 from benchmarks.campaigns.loops import taken_ms, timed
 from benchmarks.campaigns.target import Wish, cpu_at_rest
-from benchmarks.wire import Wire
+from benchmarks.load.wire import Wire
 
 CLIENTS, BRIEF_CLIENTS = 500, 50
 LEFT_WITHIN_S = 2.0

@@ -11,7 +11,7 @@ from benchmarks.campaigns import cases as inputs
 from benchmarks.campaigns.checks import Campaign, Check
 from benchmarks.campaigns.loops import Done, percentile, statuses, taken_ms, timed
 from benchmarks.campaigns.target import Server, Wish
-from benchmarks.wire import Reply, Wire, once
+from benchmarks.load.wire import Reply, Wire, once
 from serving.runtime import cores, find
 
 AT_LEAST, BRIEF_EVERY = 2000, 25

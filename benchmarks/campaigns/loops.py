@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import numpy as np
 
-from benchmarks.wire import Reply
+from benchmarks.load.wire import Reply
 
 # A request: when it was sent and when it was done with, in seconds, and what came back.
 Done = tuple[float, float, Reply]

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ from typing import Any
 from benchmarks.campaigns.checks import Campaign, Check
 from benchmarks.campaigns.copies import copied, rewrite
 from benchmarks.campaigns.target import POLL_S, Wish
-from benchmarks.measure import ROOT
-from benchmarks.peers.compare import free_port
-from benchmarks.wire import once
+from benchmarks.load.wire import once
+from benchmarks.process import ROOT, free_port, kill_all
 from serving.runtime import choose, find
 
 # $1: where a disk of 64 kB is mounted and filled; $2: the store; then the command.
@@ -130,18 +128,6 @@ async def start(wish: Wish, misfit: Misfit) -> tuple[int | str, list[str]]:
     ended = process.poll()
     kill_all(process)
     return became if ended is None else ended, said.read_text("utf-8", "replace").strip().splitlines()
-
-
-def kill_all(process: subprocess.Popen[bytes]) -> None:
-    """End it and the worker that it goes on starting, which is in a session of its own."""
-    import psutil
-
-    with suppress(psutil.NoSuchProcess):
-        own = psutil.Process(process.pid)
-        for one in [own, *own.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-    process.wait()
 
 
 async def misfits(wish: Wish) -> Campaign:

@@ -12,8 +12,8 @@ import numpy as np
 from benchmarks.campaigns.checks import Campaign, Check
 from benchmarks.campaigns.loops import Done, closed_loop, open_loop, passed, percentile, statuses, taken_ms
 from benchmarks.campaigns.target import Wish
-from benchmarks.load import arrivals
-from benchmarks.wire import Reply
+from benchmarks.load.wire import Reply
+from benchmarks.rates import arrivals
 
 TIMES = 10
 FULL = 16  # in flight when the capacity is measured

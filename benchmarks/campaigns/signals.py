@@ -11,8 +11,8 @@ from collections.abc import Awaitable
 from benchmarks.campaigns.checks import Campaign, Check
 from benchmarks.campaigns.loops import Done, open_loop, percentile, statuses
 from benchmarks.campaigns.target import POLL_S, Server, Wish
-from benchmarks.load import arrivals
-from benchmarks.wire import Reply, Wire, get, once
+from benchmarks.load.wire import Reply, Wire, get, once
+from benchmarks.rates import arrivals
 
 # As deploy/base/deployment.yaml has it.
 GRACE_S = 30.0

@@ -11,8 +11,8 @@ from benchmarks.campaigns.checks import Campaign, Check
 from benchmarks.campaigns.loops import closed_loop, percentile, statuses, taken_ms
 from benchmarks.campaigns.overload import FULL
 from benchmarks.campaigns.target import Wish, at_rest, likeliest
-from benchmarks.load import Body
-from benchmarks.wire import Reply, get, once, post
+from benchmarks.load.bodies import Body
+from benchmarks.load.wire import Reply, get, once, post
 
 REQUESTS, BRIEF_REQUESTS = 100_000, 2000
 SAMPLES = 100

@@ -10,7 +10,7 @@ from benchmarks.campaigns.checks import Campaign, Check
 from benchmarks.campaigns.copies import copied
 from benchmarks.campaigns.loops import closed_loop, percentile, taken_ms, timed
 from benchmarks.campaigns.target import Wish
-from benchmarks.wire import once, post
+from benchmarks.load.wire import once, post
 from serving.runtime import find
 
 SWAPS, BRIEF_SWAPS = 20, 6

@@ -12,10 +12,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.load import Body
-from benchmarks.peers.compare import free_port
-from benchmarks.replicas import Replica
-from benchmarks.wire import Pool, Reply, get, metric, once, post
+from benchmarks.load.bodies import Body
+from benchmarks.load.servers import Replica
+from benchmarks.load.wire import Pool, Reply, get, metric, once, post
+from benchmarks.process import free_port
 from models.console import Failure
 from serving.runtime import find
 

@@ -12,8 +12,6 @@ import asyncio
 import json
 import os
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,10 +29,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.load import Outcome, closed_loop
-from benchmarks.measure import ROOT
+from benchmarks.load.drive import Outcome, closed_loop
+from benchmarks.load.wire import metric
 from benchmarks.peers.work import VARIABLE
-from benchmarks.wire import metric
+from benchmarks.process import ROOT, end, free_port
 from models.console import Failure, table
 from models.preprocess import pixels
 from serving.runtime import Artifact, Choice
@@ -240,12 +238,6 @@ def written(bodies: Iterable[bytes], folder: Path, kind: str) -> list[Path]:
     return files
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def server(peer: Peer, work: dict[str, Any], body: bytes, folder: Path) -> Iterator[str]:
     """`peer` on a free port of this machine alone: its address, once it answers. Ended by its process id."""
@@ -281,17 +273,6 @@ def server(peer: Peer, work: dict[str, Any], body: bytes, folder: Path) -> Itera
         yield url
     finally:
         end(process)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout=15)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    with suppress(ProcessLookupError):  # what it started and left behind
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def predictions(url: str, body: bytes) -> list[dict[str, Any]] | None:

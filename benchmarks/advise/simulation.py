@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import records
-from benchmarks.capacity import Service
+from benchmarks.advise.queueing import Service
 
 Values = NDArray[np.float64]
 Draw = Callable[[int], float]  # seconds of an engine call on a batch of so many

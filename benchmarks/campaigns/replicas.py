@@ -18,7 +18,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -30,14 +29,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks import load, records
-from benchmarks.measure import ROOT
-from benchmarks.peers.compare import end, free_port
+from benchmarks import records
+from benchmarks.load import bodies
+from benchmarks.load import drive as load
+from benchmarks.load.servers import Replica
+from benchmarks.process import ROOT, end, free_port
+from benchmarks.tables import REPLICAS_HEADER, replicas_rows, replicas_title
 from models.console import Failure, table
 
 if TYPE_CHECKING:
     import aiohttp
-    import psutil
 
 CONFIG = ROOT / "deploy" / "haproxy.cfg"
 BACKEND, NAMES = "replicas", ("one", "two")  # as the config calls them
@@ -57,64 +58,6 @@ WHAT = {
     ROLLING: "both restarted, one after the other",
     SLOW: "one replica stopped for {pause:g} s",
 }
-
-
-class Replica:
-    """`bentoml serve` on a port of its own, with a BentoML home of its own, whose models are the store's."""
-
-    def __init__(self, port: int, folder: Path, store: Path, environment: dict[str, str]) -> None:
-        self.port, self.log = port, folder / "log"
-        folder.mkdir()
-        (folder / "home").mkdir()
-        (folder / "home" / "models").symlink_to(store, target_is_directory=True)
-        self.environment = {**os.environ, **environment, "BENTOML_HOME": str(folder / "home")}
-        self.environment["BENTOML_DO_NOT_TRACK"] = "True"
-        self.start()
-
-    def start(self) -> None:
-        bentoml = str(Path(sys.executable).with_name("bentoml"))
-        with self.log.open("a") as output:
-            self.process = subprocess.Popen(
-                [bentoml, "serve", "service:Podium", "--host", "127.0.0.1", "--port", str(self.port)],
-                cwd=ROOT, env=self.environment, stdout=output, stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C is ours to handle
-            )  # fmt: skip
-
-    def processes(self) -> list[psutil.Process]:
-        """BentoML's supervisor first, and its worker, which is in a session of its own and goes on serving when only
-        the supervisor is killed.
-        """
-        import psutil
-
-        own = psutil.Process(self.process.pid)
-        return [own, *own.children(recursive=True)]
-
-    def signal(self, number: int) -> None:
-        for process in self.processes():
-            process.send_signal(number)
-
-    def cpu_seconds(self) -> float:
-        """Processor time of it so far."""
-        times = [process.cpu_times() for process in self.processes()]
-        return float(sum(t.user + t.system for t in times))
-
-    def memory_mb(self) -> float:
-        """What it holds in memory."""
-        return float(sum(process.memory_info().rss for process in self.processes())) / 1e6
-
-    def last_words(self) -> str:
-        return (self.log.read_text("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
-
-    def close(self) -> None:
-        import psutil
-
-        with suppress(psutil.NoSuchProcess):
-            left = self.processes()
-            self.signal(signal.SIGCONT)  # one that is stopped would not see SIGTERM
-            end(self.process)
-            for process in left:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
 
 
 @dataclass
@@ -226,7 +169,7 @@ async def back(setup: Setup, session: aiohttp.ClientSession, name: str) -> None:
 
 def measure(
     tag: str,
-    bodies: Sequence[load.Body],
+    bodies: Sequence[bodies.Body],
     rate: float,
     duration: float,
     pause: float,
@@ -258,7 +201,7 @@ async def phase(
     session: aiohttp.ClientSession,
     name: str,
     event: Event,
-    bodies: Sequence[load.Body],
+    bodies: Sequence[bodies.Body],
     rate: float,
     pause: float,
 ) -> records.Record:
@@ -299,7 +242,7 @@ def rise(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]], se
 
 
 async def send_until(
-    over: asyncio.Event, session: aiohttp.ClientSession, url: str, bodies: Sequence[load.Body], rate: float
+    over: asyncio.Event, session: aiohttp.ClientSession, url: str, bodies: Sequence[bodies.Body], rate: float
 ) -> list[load.Outcome]:
     """Requests due at random times, `rate` a second, until `over`; all their outcomes, once the last is in."""
     generator, tasks = np.random.default_rng(0), list[asyncio.Task[load.Outcome]]()
@@ -328,29 +271,6 @@ def service_times(outcomes: Sequence[load.Outcome]) -> dict[str, Any]:
     return {"engine_ms": dict(sorted(engine.items(), key=lambda item: int(item[0]))), "around_ms": around}
 
 
-HEADER = ("phase", "sent", "refused", "lost", "sent twice", "p50 ms", "p99 ms", "slowest ms", "by replica")
-
-
-def rows(items: Sequence[records.Record]) -> list[tuple[str, ...]]:
-    s = records.significant
-    return [
-        (
-            item["scenario"].partition(": ")[2], *(str(item[n]) for n in ("sent", "refused", "lost", "retried")),
-            *(s((item["latency_ms"] or {}).get(name)) for name in ("p50", "p99")), s(item["slowest_ms"]),
-            " + ".join(map(str, item["by_replica"])),
-        )
-        for item in items
-    ]  # fmt: skip
-
-
-def title(items: Sequence[records.Record]) -> str:
-    first = items[0]
-    return (
-        f"{first['network']} {first['engine']} {first['precision']}, {first['rate']:g} requests a second at random, "
-        "two replicas behind HAProxy, one retry:"
-    )
-
-
 def summary(items: Sequence[records.Record]) -> str:
     """What happened, for the terminal."""
     errors = sum((Counter(item["errors"]) for item in items), Counter[str]())
@@ -358,4 +278,4 @@ def summary(items: Sequence[records.Record]) -> str:
     late = max(item["client_lag_p99_ms"] or 0 for item in items)
     if late > load.CLIENT_LAG_MS:
         notes.append(f"this client sent up to {late:.0f} ms late at p99; lower --rate, or give it a processor")
-    return "\n".join([title(items), table(rows(items), HEADER, right=range(1, 8)), *notes])
+    return "\n".join([replicas_title(items), table(replicas_rows(items), REPLICAS_HEADER, right=range(1, 8)), *notes])

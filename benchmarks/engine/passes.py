@@ -5,13 +5,9 @@ It imports nothing before it measures but numpy and the runtime, so that what it
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,20 +29,6 @@ MEMORY_CALLS = 3
 Pass = Callable[[dict[str, Any]], dict[str, Any]]
 
 STATUS = Path("/proc/self/status")
-
-
-def main() -> int:
-    # What engines print goes to stderr, so that stdout carries the answer alone.
-    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    # If memory ends, the kernel shall end this process and no other.
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    job = json.loads(sys.stdin.read())
-    result = attempt(job, PASSES)
-    with answer:
-        json.dump(result, answer)
-    return 0
 
 
 def attempt(job: dict[str, Any], passes: Mapping[str, Pass]) -> dict[str, Any]:
@@ -171,7 +153,7 @@ def forget_peak() -> bool:
 
 
 def power(job: dict[str, Any]) -> dict[str, Any]:
-    from benchmarks.power import measure, sensor_for
+    from benchmarks.engine.power import measure, sensor_for
 
     settings = job["settings"]
 
@@ -188,15 +170,3 @@ def power(job: dict[str, Any]) -> dict[str, Any]:
         window_s=settings["window_s"],
         trials=settings["trials"],
     )
-
-
-def scenario(job: dict[str, Any]) -> dict[str, Any]:
-    from benchmarks.scenarios import in_child
-
-    return in_child(job)
-
-
-PASSES: dict[str, Pass] = {"latency": latency, "memory": memory, "power": power, "scenario": scenario}
-
-if __name__ == "__main__":
-    sys.exit(main())

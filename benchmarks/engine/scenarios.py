@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import child, records
-from benchmarks.load import Rung, arrivals, highest
+from benchmarks import records
+from benchmarks.engine import passes as child
+from benchmarks.rates import Rung, arrivals, highest
 from models.preprocess import Pixels
 
 NAMES = ("single-stream", "multi-stream", "server", "offline")

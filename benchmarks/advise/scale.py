@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks import capacity, replicas, simulation
-from benchmarks.capacity import Service
+from benchmarks.advise import capacity, queueing, simulation
+from benchmarks.advise.queueing import Service
 from benchmarks.records import Record, measured, significant
+from benchmarks.tables import REPLICAS_HEADER, markdown, replicas_rows, replicas_title
 from models.console import Failure, Usage
 
 Documents = Sequence[tuple[str, dict[str, Any]]]
@@ -153,19 +154,14 @@ def best(group: dict[int, Record], cores: int, around: Beside, slo_ms: float) ->
 def rate_of(item: Record, service: Service, cores: int, seconds: float, slo_ms: float) -> float | None:
     """Images a second of a replica whose service spends `seconds` of processor time on each beside the engine."""
     if item["memory_mb"]["peak_gpu"]:
-        modelled = capacity.highest_rate(service, slo_ms / 1e3)
+        modelled = queueing.highest_rate(service, slo_ms / 1e3)
         own = item["cpu_seconds_per_image"] or 0.0  # feeding the GPU
         return None if modelled is None else min(modelled, BUSY * cores / (own + seconds))
     times = tuple(time + n * seconds / cores for n, time in enumerate(service.times, 1))
-    return capacity.highest_rate(replace(service, times=times), slo_ms / 1e3)
+    return queueing.highest_rate(replace(service, times=times), slo_ms / 1e3)
 
 
 # --- as Markdown ------------------------------------------------------------------------------------------------------
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    marks = ["---" if i < left else "---:" for i in range(len(header))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, marks, *rows))
 
 
 def whole(value: float) -> str:
@@ -276,18 +272,5 @@ def incidents(documents: Documents) -> str:
     """What the two-replica runs came to, phase by phase."""
     runs = [[i for i in d["records"] if i.get("phase")] for _, d in documents]
     return "\n\n".join(
-        f"{replicas.title(run)}\n\n{markdown(replicas.HEADER, replicas.rows(run))}" for run in runs if run
+        f"{replicas_title(run)}\n\n{markdown(REPLICAS_HEADER, replicas_rows(run))}" for run in runs if run
     )
-
-
-def insert(page: str, made: Mapping[str, str]) -> str:
-    """`page` with those tables of `made` that it has a place for, between `<!-- NAME -->` and `<!-- /NAME -->`."""
-    for name, text in made.items():
-        opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        if opening in page:
-            before, _, rest = page.partition(opening)
-            _, found, after = rest.partition(closing)
-            if not found:
-                raise Failure(f"the page has `<!-- {name} -->` and no `<!-- /{name} -->` after it")
-            page = f"{before}{opening}{text}\n{closing}{after}"
-    return page

@@ -1,6 +1,6 @@
 """One cell of the comparison: a network in an engine at a precision and a batch, timed, weighed and metered.
 
-Each pass runs in a fresh process (`benchmarks/child.py`), so that none disturbs another; the parent sleeps in a
+Each pass runs in a fresh process (`benchmarks/engine/child.py`), so that none disturbs another; the parent sleeps in a
 blocking call meanwhile. What is timed is `Runtime.run` as a caller sees it: one batch of uint8 pixels in memory to its
 probabilities in memory, on one stream, one call after another (MLPerf-style SingleStream at batch 1, Offline above).
 Decoding a photograph is not in it.
@@ -8,22 +8,15 @@ Decoding a photograph is not in it.
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks import records
-from benchmarks.power import SensorError, sensor_for
+from benchmarks.engine.power import SensorError, sensor_for
+from benchmarks.process import PassError, in_child
 from models import SPECS
 from serving.runtime import Artifact, available, choose
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -50,9 +43,6 @@ FULL = Settings("full", 3, 3.0, 3.0, 8.0, 30, 3, 3000, idle_s=10.0, window_s=5.0
 BRIEF = Settings("brief", 3, 1.0, 1.0, 2.0, 20, 2, 3000, idle_s=10.0, window_s=5.0, trials=1)
 QUICK = Settings("quick", 1, 0.5, 0.6, 2.0, 10, 3, 1000, idle_s=2.0, window_s=5.0, trials=1)
 
-# A child that has not answered by then hangs: engines need minutes to compile the largest networks, not more.
-PATIENCE_S = 900.0
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -73,10 +63,6 @@ class Shape:
     @property
     def title(self) -> str:
         return f"MLPerf-style {self.name}" + f", p99 within {self.slo_ms:g} ms" * (self.name == "server")
-
-
-class PassError(Exception):
-    """A pass gave no result; the message is what follows "failed: " in the record."""
 
 
 def cells(
@@ -221,7 +207,7 @@ def measure(cell: Cell, described: records.Record, settings: Settings, threads: 
 
 
 def in_scenario(shape: Shape, described: records.Record, job: Mapping[str, Any]) -> records.Record:
-    from benchmarks import scenarios
+    from benchmarks.engine import scenarios
 
     answer = in_child({**job, "pass": "scenario", "scenario": shape.name, "slo_ms": shape.slo_ms})
     return scenarios.record(described, shape.name, answer, shape.slo_ms)
@@ -242,40 +228,3 @@ def power(job: Mapping[str, Any]) -> records.Record:
 
 # Per engine, why its sensor cannot be read; None where it can. Asked once: a machine does not grow a sensor.
 _SENSORS: dict[str, str | None] = {}
-
-
-def in_child(job: Mapping[str, Any]) -> dict[str, Any]:
-    """What a fresh process answers to `job`; `PassError` when it fails, dies or hangs."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
-    killed_before = oom_kills()
-    try:
-        child = subprocess.run(
-            [sys.executable, "-m", "benchmarks.child"],
-            input=json.dumps(job), capture_output=True, text=True, timeout=PATIENCE_S, env=environment, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise PassError(f"the {job['pass']} pass gave no answer within {PATIENCE_S:g} s") from error
-    if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
-        # Nobody but the kernel, or who watches over a container's memory, sends SIGKILL to a child of ours.
-        memory = child.returncode == -signal.SIGKILL or oom_kills() > killed_before
-        raise PassError(
-            f"memory ended in the {job['pass']} pass ({name})" if memory else f"{name} in the {job['pass']} pass"
-        )
-    try:
-        answer: dict[str, Any] = json.loads(child.stdout)
-    except ValueError as error:
-        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        raise PassError(f"{job['pass']} pass, exit status {child.returncode}: {last}") from error
-    if "failed" in answer:
-        raise PassError(answer["failed"])
-    return answer
-
-
-def oom_kills() -> int:
-    """How often the kernel has ended a process of this container for want of memory."""
-    try:
-        lines = Path("/sys/fs/cgroup/memory.events").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))

@@ -9,39 +9,28 @@ processor.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import selectors
 import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NoReturn
 
-from benchmarks import engines as sides
-from benchmarks import environment, measure, power, records, roofline
-from benchmarks.advice import memory
-from benchmarks.measure import ROOT, PassError, Settings
+from benchmarks import environment, records
+from benchmarks.engine import cells as measure
+from benchmarks.engine import power, roofline, torch_engine
+from benchmarks.engine.cells import Settings
+from benchmarks.engine.gpu_plan import BATCHES, CPU_BATCHES, NETWORKS, Task, plan
+from benchmarks.process import ROOT, Child, PassError, Stopped
+from benchmarks.records import memory
 from export.store import manifest_of
-from models import SETS, SPECS, console, spec
+from models import SPECS, console, spec
 from models.console import Failure, Usage
 from serving.runtime import Artifact, cores, installed
-
-# The lecture's five, ResNet-50 before the others; its winners; then one network of each other family.
-OTHERS = ("squeezenet1_1", "inception_v3", "densenet121", "nin", "fractalnet34", "lenet5")
-NETWORKS = tuple(dict.fromkeys(("resnet50", *SETS["five"], *SETS["winners"], *OTHERS)))
-
-# The largest first: it is what a GPU is bought for. 16 is the fifth size, without which the claim about memory cannot
-# be told (`claims.FEWEST_BATCHES`).
-BATCHES = (256, 1, 64, 8, 16)
-CPU_BATCHES = (8, 1)
 
 # Nine minutes, less what is needed to start, to write and to say goodbye.
 BUDGET_S = 520.0
@@ -53,116 +42,6 @@ QUICK = Settings("gpu, quick", 1, 0.05, 0.05, 0.5, 0, 3, 200, idle_s=2.0, window
 QUICK_RATES = {"side": 512, "megabytes": 64}
 
 CPU_MODE = "CPU mode of benchmarks/gpu.sh: no GPU was used, and every figure is the processor's"
-
-
-@dataclass(frozen=True)
-class Task:
-    """Cells of one network in one engine, batch after batch; or the power of one cell."""
-
-    network: str
-    engine: str
-    precision: str
-    batches: tuple[int, ...]
-    power: bool = False
-
-    @property
-    def keys(self) -> list[tuple[str, str, str, int]]:
-        return [(self.network, self.engine, self.precision, batch) for batch in self.batches]
-
-
-def plan(
-    networks: Sequence[str], sides_: Sequence[tuple[str, str]], batches: Sequence[int], metered: bool
-) -> list[Task]:
-    """What to do, the most useful first: a run that is cut off has done the first so many of these.
-
-    ResNet-50 whole, the five, other engines on ResNet-50, the other networks, then power at the largest batch and at
-    one, then the rest. `sides_` are (engine, precision), the main one first.
-    """
-    first, five, rest = networks[0], networks[1:5], networks[5:]
-    main, others = sides_[0], sides_[1:]
-    sizes = tuple(batches)
-    # Compiled once for every size, a minute each: the largest alone.
-    of = {side: sizes[:1] if side[0] in (sides.COMPILED, sides.ON_CUDA[sides.COMPILED]) else sizes for side in sides_}
-
-    def cells(names: Sequence[str], *wanted: tuple[str, str]) -> list[Task]:
-        return [Task(name, *side, of[side]) for side in wanted for name in names]
-
-    def watts(names: Sequence[str], side: tuple[str, str], *at: int) -> list[Task]:
-        return [Task(name, *side, (batch,), True) for batch in at for name in names if metered and batch in of[side]]
-
-    tasks = [*cells([first], main), *watts([first], main, sizes[0]), *cells(five, main)]
-    for other in others:
-        tasks += [*cells([first], other), *watts([first], other, sizes[0])]
-    tasks += cells(rest, main)
-    tasks += [*watts(five, main, sizes[0]), *watts([first, *five], main, *sizes[1:2])]
-    tasks += [*watts(rest, main, sizes[0]), *watts([first], main, *sizes[2:])]
-    tasks += [*cells(five, *others), *watts(rest, main, *sizes[1:2]), *watts(five, main, *sizes[2:])]
-    return list(dict.fromkeys(tasks))
-
-
-class Stopped(Exception):
-    """The run was told to end: by its budget or by a signal."""
-
-    def __init__(self, reason: str, status: int) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-class Child:
-    """The process that measures, started when it is first asked, and again after it failed."""
-
-    def __init__(self, device: str, threads: int, files: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """`files` is a folder for what engines are made from, which outlives a child."""
-        self.device, self._clock = device, clock
-        self._always = {"device": device, "threads": threads, "files": str(files)}
-        self._running: subprocess.Popen[str] | None = None
-
-    def ask(self, job: dict[str, Any], deadline: float) -> dict[str, Any]:
-        """The answer to `job`; `PassError` where it failed, `Stopped` where none came by `deadline`."""
-        running = self._running or self._start()
-        assert running.stdin is not None
-        assert running.stdout is not None
-        with suppress(BrokenPipeError):  # it died since it last answered: told below
-            print(json.dumps(job | self._always), file=running.stdin, flush=True)
-        with selectors.DefaultSelector() as selector:
-            selector.register(running.stdout, selectors.EVENT_READ)
-            if not selector.select(max(0.0, deadline - self._clock())):
-                self.end()
-                raise Stopped("the time budget ended", 0)
-        line = running.stdout.readline()
-        if not line.endswith("\n"):  # it ended, perhaps in the middle of a word
-            status = running.wait()
-            self.end()
-            if status == -signal.SIGKILL:
-                raise PassError(f"memory ended in the {job['pass']} pass (SIGKILL)")
-            name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-            raise PassError(f"{name} in the {job['pass']} pass; its last words are above")
-        found: dict[str, Any] = json.loads(line)
-        if "failed" in found:
-            if self.device != "cpu":
-                self.end()  # after an error of CUDA's everything else fails too
-            raise PassError(found["failed"])
-        return found
-
-    def end(self) -> None:
-        """End the process at once; what it holds is of no use any more."""
-        if self._running is None:
-            return
-        running, self._running = self._running, None
-        running.kill()
-        running.wait()
-        for pipe in (running.stdin, running.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
-
-    def _start(self) -> subprocess.Popen[str]:
-        here = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
-        self._running = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.gpu_child"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=here,
-        )  # fmt: skip
-        return self._running
 
 
 class Run:
@@ -401,27 +280,30 @@ def chosen(asked: Sequence[str] | None, device: str) -> list[tuple[str, str]]:
                 raise Usage(f"{engine}:{precision}: precisions here are fp32 and fp16; INT8 needs an export")
         return [(engine, precision) for engine, precision in pairs]
     if device == "cpu":
-        return [(sides.TORCH, "fp32")]
-    torch_sides = [(sides.ON_CUDA[sides.TORCH], "fp16"), (sides.ON_CUDA[sides.TORCH], "fp32")]
+        return [(torch_engine.TORCH, "fp32")]
+    torch_sides = [
+        (torch_engine.ON_CUDA[torch_engine.TORCH], "fp16"),
+        (torch_engine.ON_CUDA[torch_engine.TORCH], "fp32"),
+    ]
     here = installed()
     found = [(engine, "fp16") for engine in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda") if engine in here]
-    return [torch_sides[0], *found, (sides.ON_CUDA[sides.COMPILED], "fp16"), torch_sides[1]]
+    return [torch_sides[0], *found, (torch_engine.ON_CUDA[torch_engine.COMPILED], "fp16"), torch_sides[1]]
 
 
 ENGINES = (
-    sides.TORCH, sides.COMPILED, *sides.ON_CUDA.values(), "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt",
-    "tensorrt-rtx",
+    torch_engine.TORCH, torch_engine.COMPILED, *torch_engine.ON_CUDA.values(),
+    "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx",
 )  # fmt: skip
 
 
 def default(engine: str) -> str:
-    return "fp32" if engine in (sides.TORCH, sides.COMPILED, "onnxruntime", "openvino") else "fp16"
+    return "fp32" if engine in (torch_engine.TORCH, torch_engine.COMPILED, "onnxruntime", "openvino") else "fp16"
 
 
 def run(options: argparse.Namespace) -> int:
     clock, began = time.monotonic, time.monotonic()
     networks = tuple(spec(name).name for name in options.network)
-    device = "cpu" if options.cpu or not sides.cuda() else "cuda"
+    device = "cpu" if options.cpu or not torch_engine.cuda() else "cuda"
     settings = QUICK if options.quick else LOOK
     if options.trials is not None:
         settings = replace(settings, trials=max(1, options.trials))

@@ -30,8 +30,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from benchmarks.measure import ROOT
 from benchmarks.peers import compare
+from benchmarks.process import ROOT
 from models.console import Failure, table
 from serving.runtime import Artifact, Choice, cores
 

@@ -9,28 +9,24 @@ to send it; otherwise the requests that a stall delays would be missing from its
 from __future__ import annotations
 
 import asyncio
-import io
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from benchmarks import records
+from benchmarks.load.bodies import Body
+from benchmarks.rates import Rung, arrivals, highest
 from models import SPECS, console
 from models.console import Failure, Usage
 
 if TYPE_CHECKING:
     import aiohttp
 
-SUFFIXES = {
-    ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp", ".bmp": "image/bmp",
-    ".gif": "image/gif", ".tif": "image/tiff", ".tiff": "image/tiff",
-}  # fmt: skip
 
 # The first requests open connections and fill caches; they are sent and not counted.
 WARMUP_REQUESTS = 8
@@ -43,13 +39,6 @@ CLIENT_LAG_MS = 10.0
 
 STAGES = ("decode", "queue", "inference")
 
-# A bound on the 99th percentile is kept when this share of the requests was answered within it.
-WITHIN = 0.99
-
-# The search halves the rates below the highest possible so often: to within 2 % of it.
-HALVINGS = 6
-# What passed once by luck is asked again with other arrivals, and lowered by this share where it fails.
-STEP_DOWN, STEPS = 0.95, 6
 
 # In flight while the highest possible rate is found.
 FULL = 16
@@ -74,12 +63,6 @@ class Scenario:
         )
 
 
-@dataclass(frozen=True)
-class Body:
-    data: bytes
-    content_type: str
-
-
 @dataclass
 class Outcome:
     """What one request came to; times in milliseconds. `status` is the HTTP status, or a word where none came."""
@@ -93,33 +76,6 @@ class Outcome:
 Send = Callable[[], Awaitable[Outcome]]
 
 
-def photographs(folder: Path) -> list[Body]:
-    """The image files of `folder`, by name; `Usage` when there are none."""
-    files = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
-    if not files:
-        raise Usage(f"{folder} holds no image files ({', '.join(SUFFIXES)}); give a folder of photographs to --images")
-    return [Body(path.read_bytes(), SUFFIXES[path.suffix.lower()]) for path in files]
-
-
-def synthetic_photograph(width: int = 500, height: int = 375) -> Body:
-    """A JPEG of ImageNet's usual size whose detail makes it about as large, and as slow to decode, as a photograph."""
-    from PIL import Image
-
-    coarse = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=90)
-    return Body(file.getvalue(), "image/jpeg")
-
-
-def arrivals(rate: float, duration: float, seed: int = 0) -> list[float]:
-    """Seconds at which requests are due: a Poisson process of `rate` per second over `duration` seconds."""
-    generator, due, at = np.random.default_rng(seed), [], 0.0
-    while (at := at + float(generator.exponential(1 / rate))) < duration:
-        due.append(at)
-    return due
-
-
 def drive(
     url: str, scenario: Scenario, bodies: Sequence[Body], duration: float, model: str | None, slo_ms: float | None
 ) -> records.Record:
@@ -129,35 +85,6 @@ def drive(
         raise Usage(f"{url!r} is not an address of a service; expected http://HOST:PORT")
     outcomes, seconds = asyncio.run(_drive(url.rstrip("/"), scenario, bodies, duration, model))
     return record(scenario, outcomes, seconds, model, slo_ms)
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One rate that was tried, and the share of its requests within the bound."""
-
-    rate: float
-    within: float
-    p99_ms: float | None
-
-    @property
-    def passes(self) -> bool:
-        return self.within >= WITHIN
-
-
-def highest(trial: Callable[[float, int], Rung], top: float) -> tuple[float | None, list[Rung]]:
-    """The highest rate up to `top` that passes `trial` (a rate, a seed) twice, with other arrivals the second time; and
-    all that was tried. None where no rate does. A run of chance is not a rate: what passes once may still be lowered.
-    """
-    low, high, rungs = 0.0, top, list[Rung]()
-    for _ in range(HALVINGS):
-        rungs.append(trial((low + high) / 2, 0))
-        low, high = (rungs[-1].rate, high) if rungs[-1].passes else (low, rungs[-1].rate)
-    for seed in range(1, STEPS + 1) if low else ():
-        rungs.append(trial(low, seed))
-        if rungs[-1].passes:
-            return low, rungs
-        low *= STEP_DOWN
-    return None, rungs
 
 
 def search(

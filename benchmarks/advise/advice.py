@@ -12,11 +12,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from benchmarks.records import Record, measured, significant
+from benchmarks.records import FEWEST_FOR_P99, Record, measured, memory, significant
 from models.console import table
-
-# From how many calls a 99th percentile is one: below, it is the slowest call or the one after it.
-FEWEST_FOR_P99 = 100
 
 RUNNERS_UP = 5
 CLOSEST = 3
@@ -121,13 +118,6 @@ def misses(item: Record, bounds: Bounds) -> Iterator[Miss]:
             yield Miss("memory was not measured", unknown)
         elif value > bound:
             yield Miss(f"{significant(value)} MB", value / bound - 1)
-
-
-def memory(item: Record) -> float | None:
-    """MB that the network needs while it runs: the GPU's where it runs there, else the process's."""
-    found = item["memory_mb"]["peak_gpu"]
-    value = item["memory_mb"]["peak_rss"] if found is None else found
-    return None if value is None else float(value)
 
 
 def behind(item: Record, best: Record, bounds: Bounds) -> str:

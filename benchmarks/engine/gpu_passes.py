@@ -1,4 +1,4 @@
-"""The process that `benchmarks/gpu.py` asks, one line of JSON after another: it holds torch, the networks, the device.
+"""The process that `benchmarks/engine/gpu.py` asks, one line of JSON after another: it holds torch, the networks, the device.
 
 One process serves many cells, because a GPU's context and its libraries take ten seconds to load and nine minutes are
 all there is. Every cell opens its engine anew and closes it, so that memory and algorithms are its own.
@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import child, engines, power, roofline
+from benchmarks.engine import passes as child
+from benchmarks.engine import power, roofline, torch_engine
 from export import parity
 from models import spec
 from models.preprocess import Pixels
@@ -169,9 +170,9 @@ class Worker:
 
     def _open(self, job: dict[str, Any]) -> runtime.Runtime:
         engine, precision, network = job["engine"], job["precision"], self._known(job).network
-        if engine in (engines.TORCH, engines.COMPILED, *engines.ON_CUDA.values()):
-            compiled = engine in (engines.COMPILED, engines.ON_CUDA[engines.COMPILED])
-            return engines.Torch(network, self.device, precision, self.threads, compiled=compiled)
+        if engine in (torch_engine.TORCH, torch_engine.COMPILED, *torch_engine.ON_CUDA.values()):
+            compiled = engine in (torch_engine.COMPILED, torch_engine.ON_CUDA[torch_engine.COMPILED])
+            return torch_engine.Torch(network, self.device, precision, self.threads, compiled=compiled)
         graph = self._graph(network, precision, max(job["batches"]))
         make = runtime.ENGINES[engine]
         if engine in runtime.PLAN_ENGINES:

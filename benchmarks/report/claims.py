@@ -15,8 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.advice import memory
-from benchmarks.records import CONFIDENCE, RESAMPLES, Record, measured
+from benchmarks.records import CONFIDENCE, RESAMPLES, Record, by_network, imagenet, measured, memory, smallest_batch
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told"
 
@@ -190,23 +189,6 @@ def too_few(number: int, text: str, threshold: str, known: Sequence[Record], wha
 def unmeasured_power(good: Sequence[Record]) -> str:
     reasons = sorted({item["power"]["reason"] for item in good if item["power"]["reason"]})
     return "networks with measured power" + (f" ({'; '.join(reasons)})" if reasons else "")
-
-
-def by_network(items: Sequence[Record]) -> dict[str, list[Record]]:
-    groups: dict[str, list[Record]] = {}
-    for item in items:
-        groups.setdefault(item["network"], []).append(item)
-    return groups
-
-
-def smallest_batch(items: Sequence[Record]) -> list[Record]:
-    """One record a network: that of the smallest batch measured."""
-    return [min(group, key=lambda item: int(item["batch"])) for group in by_network(items).values()]
-
-
-def imagenet(item: Record) -> bool:
-    """Whether the record's accuracy may stand beside others: on ImageNet's thousand classes."""
-    return item["top1"] is not None and item.get("classes", 1000) == 1000
 
 
 def names(items: Sequence[Record]) -> tuple[str, ...]:

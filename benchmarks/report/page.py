@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import claims, environment
-from benchmarks.advice import memory
-from benchmarks.claims import by_network, smallest_batch
-from benchmarks.figures import UNTRAINED, Figure, Series, draw, has_roofline, shown
-from benchmarks.records import Record, measured, significant
+from benchmarks import environment
+from benchmarks.records import Record, by_network, measured, memory, significant, smallest_batch
+from benchmarks.report import claims
+from benchmarks.report.drawing import UNTRAINED, Figure, Series, shown
+from benchmarks.report.figures import draw, has_roofline
 from models.console import Failure
 
 Document = tuple[str, dict[str, Any]]  # a file's name without its ending, and its content

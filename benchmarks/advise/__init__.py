@@ -1,0 +1,1 @@
+"""What to deploy, how many of it, and what became slower."""

@@ -1,0 +1,143 @@
+"""What the service withstands, and two replicas behind HAProxy."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks import records
+from benchmarks.environment import warn_if_busy
+from benchmarks.options import of_one_artifact
+from benchmarks.records import keep
+from models import console
+from models.console import (
+    Commands,
+    Failure,
+    Usage,
+    natural,
+    positive,
+)
+
+
+def add(commands: Commands) -> None:
+    replicas_ = commands.add(
+        "replicas",
+        replicas,
+        "Put two replicas behind HAProxy, kill, restart and stop them under load, and count what is lost.",
+        "resnet50 --rate 40",
+    )
+    of_one_artifact(replicas_)
+    replicas_.add_argument("--threads", type=natural, default=1, metavar="N", help="of each replica (default: 1)")
+    replicas_.add_argument("--rate", type=positive, default=20.0, metavar="R", help="requests per second (default: 20)")
+    replicas_.add_argument(
+        "--duration", type=positive, default=20.0, metavar="S", help="of the phase without events (default: 20)"
+    )
+    replicas_.add_argument("--pause", type=positive, default=3.0, metavar="S", help="of the slow replica (default: 3)")
+    replicas_.add_argument("--images", type=Path, metavar="DIR", help="photographs to send (default: a synthetic one)")
+    replicas_.add_argument("--out", type=Path, metavar="FILE", help="also write the records to this file")
+
+    stand_ = commands.add(
+        "stand",
+        stand,
+        "Attack, overload, kill, soak and misconfigure the service, with a verdict and figures for each; exits 1 where "
+        "one fails.",
+        "resnet50 --engine openvino --precision int8 --out standing.json",
+    )
+    of_one_artifact(stand_, "TAG|FILE", "an artifact, or a file this wrote, to show its table again")
+    stand_.add_argument("--images", type=Path, metavar="DIR", help="photographs to send (default: a synthetic one)")
+    stand_.add_argument("--only", nargs="+", metavar="NAME", help="these campaigns alone, beside those --out holds")
+    stand_.add_argument("--brief", action="store_true", help="each campaign in some seconds")
+    stand_.add_argument("--out", type=Path, metavar="FILE", help="also write every figure to this file")
+    stand_.add_argument("--into", type=Path, metavar="PAGE", help="renew the table of this page")
+
+
+def replicas(options: argparse.Namespace) -> int:
+    from benchmarks import environment
+    from benchmarks.campaigns import replicas as pair
+    from benchmarks.load.bodies import chosen
+
+    here = environment.describe() | {"settings": "replicas"}
+    bodies = chosen(options.images)
+    wish = {"ENGINE": options.engine, "PRECISION": options.precision, "THREADS": str(options.threads)}
+    made = pair.measure(
+        options.tag,
+        bodies,
+        options.rate,
+        options.duration,
+        options.pause,
+        {f"PODIUM_{name}": value for name, value in wish.items()},
+        lambda phases: console.progress(phases, "two replicas"),
+    )
+    print(pair.summary(made))
+    if options.out:
+        records.write(options.out, here, made)
+        print(options.out)
+    if lost := sum(item["lost"] for item in made):
+        raise Failure(f"{lost} of {sum(item['sent'] for item in made)} requests were lost")
+    return 0
+
+
+def stand(options: argparse.Namespace) -> int:
+    from benchmarks.campaigns import checks
+
+    if options.into and "<!-- standing -->" not in (options.into.read_text("utf-8") if options.into.is_file() else ""):
+        raise Usage(f"{options.into} is no page with `<!-- standing -->` in it; --into renews the table after that")
+    document = checks.read(Path(options.tag)) if options.tag.endswith(".json") else stood(options)
+    print(checks.summary(document))
+    if options.into:
+        from benchmarks import tables
+
+        made = {"standing": checks.markdown(document)}
+        options.into.write_text(tables.insert(options.into.read_text("utf-8"), made), "utf-8")
+        print(options.into)
+    if failed := [campaign["name"] for campaign in document["campaigns"] if not campaign["passed"]]:
+        raise Failure(f"{len(failed)} of {len(document['campaigns'])} campaigns failed: {', '.join(failed)}")
+    return 0
+
+
+def stood(options: argparse.Namespace) -> dict[str, Any]:
+    """What the campaigns that were asked for came to, written after each."""
+    from benchmarks import environment
+    from benchmarks.campaigns import all as campaigns
+    from benchmarks.campaigns import checks
+    from benchmarks.load.bodies import chosen
+    from serving.runtime import choose, find
+
+    names = options.only or list(campaigns.CAMPAIGNS)
+    for name in names:
+        if name not in campaigns.CAMPAIGNS:
+            raise Usage(f"no campaign is called {name!r}; there are {', '.join(campaigns.CAMPAIGNS)}")
+    artifact = find(options.tag)
+    choice = choose(artifact, options.engine, options.precision)
+    bodies = chosen(options.images)
+    here = environment.describe() | {"settings": "brief" if options.brief else "full"}
+    warn_if_busy(here)
+    document = {
+        "environment": here,
+        "network": artifact.network,
+        "version": artifact.version,
+        "engine": choice.engine,
+        "precision": choice.precision,
+        "campaigns": [],
+    }
+    done: dict[str, Any] = {}
+    if options.only and options.out and options.out.exists():
+        before = checks.read(options.out)
+        same = all(before.get(name) == document[name] for name in ("network", "version", "engine", "precision"))
+        if not same or environment.differences(before["environment"], here):
+            raise Usage(f"{options.out} is of another network or machine; give another --out")
+        done = {campaign["name"]: campaign for campaign in before["campaigns"]}
+    with console.Bar("standing", len(names)) as bar:
+        for found in campaigns.run(
+            names, artifact.tag, choice.engine, choice.precision, bodies, options.brief, bar.describe
+        ):
+            done[found.name] = found.document()
+            document["campaigns"] = [done[name] for name in campaigns.CAMPAIGNS if name in done]
+            if options.out:
+                keep(options.out, document)
+            print(checks.line(done[found.name]), flush=True)
+            bar.advance()
+    if options.out:
+        print(options.out)
+    return document

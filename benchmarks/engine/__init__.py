@@ -1,0 +1,1 @@
+"""Time, memory and power of an engine, in a process of its own."""

@@ -1,0 +1,216 @@
+"""Time, memory and power of exported networks, in processes of their own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import records
+from benchmarks.environment import warn_if_busy
+from benchmarks.records import RESULTS, default_path, keep
+from models import SETS, console
+from models.console import (
+    Commands,
+    Failure,
+    Usage,
+    natural,
+    positive,
+    positive_integers,
+    words,
+)
+
+
+def add(commands: Commands) -> None:
+    run_ = commands.add(
+        "run",
+        run,
+        "Measure networks x engines x precisions x batches, each pass in a fresh process.",
+        "--set five --engine onnxruntime,openvino --batch 1,4,16",
+    )
+    what = run_.add_mutually_exclusive_group()
+    what.add_argument(
+        "--set", choices=sorted(SETS), help="the exported networks of a set (default: every exported network)"
+    )
+    what.add_argument("--models", nargs="+", metavar="TAG", help="artifacts, as `python -m export list` shows them")
+    run_.add_argument("--engine", type=words, metavar="E,...", help="default: every installed engine the artifact has")
+    run_.add_argument("--precision", type=words, metavar="P,...", help="default: every precision the artifact has")
+    run_.add_argument(
+        "--batch", type=positive_integers, metavar="N,...", help="default: 1,2,4,8,16 (with --quick: 1,4)"
+    )
+    run_.add_argument(
+        "--scenario",
+        type=words,
+        metavar="S,...",
+        help="instead of batches, MLPerf-style single-stream, multi-stream, server, offline",
+    )
+    run_.add_argument(
+        "--slo-ms", type=positive, default=100.0, metavar="MS", help="of the server scenario's p99 (default: 100)"
+    )
+    run_.add_argument("--threads", type=natural, default=0, metavar="N", help="for the engine (default: every core)")
+    short = run_.add_mutually_exclusive_group()
+    short.add_argument("--brief", action="store_true", help="three starts of about a second each")
+    short.add_argument(
+        "--quick", action="store_true", help="a short look: one start, one engine and precision a network"
+    )
+    run_.add_argument("--fresh", action="store_true", help="measure again what --out already holds")
+    run_.add_argument("--out", type=Path, metavar="FILE", help=f"default: {RESULTS}/<machine>-<date>.json")
+
+    engines_ = commands.add(
+        "engines",
+        engines,
+        "Time networks in PyTorch and in every engine they have here, side by side in interleaved rounds.",
+        "resnet50 --batch 1,8",
+    )
+    engines_.add_argument("tags", nargs="+", metavar="TAG", help="artifacts, as `python -m export list` shows them")
+    engines_.add_argument("--weights", metavar="PATH", help="the file an artifact was exported from, for PyTorch")
+    engines_.add_argument("--batch", type=positive_integers, default=[1, 8], metavar="N,...", help="default: 1,8")
+    engines_.add_argument("--rounds", type=natural, default=7, metavar="N", help="default: 7")
+    engines_.add_argument("--threads", type=natural, default=0, metavar="N", help="of each (default: every core)")
+    engines_.add_argument("--compile", action="store_true", help="torch.compile too, where there is a C++ compiler")
+    engines_.add_argument("--out", type=Path, metavar="FILE", help="also write every value to this file")
+
+
+def run(options: argparse.Namespace) -> int:
+    from benchmarks import environment
+    from benchmarks.engine import cells as measure
+    from benchmarks.engine import scenarios
+    from serving.runtime import ENGINES, cores
+
+    for engine in options.engine or ():
+        if engine not in ENGINES:
+            raise Usage(f"no engine is called {engine!r}; there are {', '.join(ENGINES)}")
+    for name in options.scenario or ():
+        if name not in scenarios.NAMES:
+            raise Usage(f"no scenario is called {name!r}; there are {', '.join(scenarios.NAMES)}")
+    settings = measure.QUICK if options.quick else measure.BRIEF if options.brief else measure.FULL
+    wanted = measure.cells(
+        chosen(options),
+        options.engine,
+        options.precision,
+        options.batch or ([1, 4] if options.quick else [1, 2, 4, 8, 16]),
+        first_only=options.quick and options.engine is None and options.precision is None,
+        shapes=[measure.Shape(name, options.slo_ms) for name in options.scenario or ()],
+    )
+    if not wanted:
+        raise Usage("no exported file fits --engine and --precision here; `python -m export list` shows what there is")
+    here = environment.describe(options.threads) | {"settings": settings.name}
+    path = options.out or default_path(environment.machine(here), "-quick" if options.quick else "")
+    warn_if_busy(here)
+    done = [] if options.fresh else earlier(path, here)
+    seen = {records.key(item) for item in done if records.measured(item)}
+    ours = {records.key(measure.describe(cell, options.threads or cores(), settings)) for cell in wanted}
+    if already := len(ours & seen):
+        print(f"{already} of {len(wanted)} are in {path} already; --fresh measures them again", file=sys.stderr)
+    todo = len(ours - seen)
+    # The file exists from the start: what cannot be written is known before an hour of measuring, not after.
+    records.write(path, here, done)
+    try:
+        with console.Bar("measuring", todo) as bar:
+            for item in measure.measure_all(wanted, settings, options.threads or cores(), seen):
+                done = [old for old in done if records.key(old) != records.key(item)] + [item]
+                records.write(path, here, done)
+                bar.describe(f"{item['network']} {item['engine']} {item['precision']}")
+                bar.advance()
+    finally:
+        mine = [item for item in done if records.key(item) in ours]
+        if mine:
+            print(scenarios.summary(mine) if options.scenario else summary(mine))
+        print(path)
+    failed = [item for item in mine if not records.measured(item)]
+    if failed and len(failed) == len(mine):
+        raise Failure(f"nothing could be measured; the first reason: {failed[0]['status'].removeprefix('failed: ')}")
+    return 0
+
+
+def chosen(options: argparse.Namespace) -> list[Any]:
+    """The artifacts to measure: those named, or the newest of each network in the store."""
+    from export.store import artifacts
+    from serving.runtime import find
+
+    if options.models:
+        return [find(tag) for tag in options.models]
+    newest: dict[str, Any] = {}
+    for artifact in artifacts():
+        newest.setdefault(artifact.network, artifact)
+    if not newest:
+        raise Usage("nothing is exported yet; `python -m export --set five` makes something to measure")
+    if not options.set:
+        return list(newest.values())
+    missing = [name for name in SETS[options.set] if name not in newest]
+    if missing:
+        print(f"not exported, so not measured: {', '.join(missing)}", file=sys.stderr)
+    if len(missing) == len(SETS[options.set]):
+        raise Usage(f"nothing of the set is exported yet; `python -m export --set {options.set}` does it")
+    return [newest[name] for name in SETS[options.set] if name in newest]
+
+
+def earlier(path: Path, here: dict[str, Any]) -> list[records.Record]:
+    """What `path` already holds, to go on from; `Usage` when it was measured under other conditions."""
+    from benchmarks import environment
+
+    if not path.exists():
+        return []
+    document = records.read(path)
+    there = document["environment"]
+    other = environment.differences(there, here)
+    for name in ("settings", "threads"):
+        if there.get(name) != here.get(name):
+            other.append(f"{name} {there.get(name)!r} and {here.get(name)!r}")
+    if other:
+        raise Usage(f"{path} was measured under other conditions ({'; '.join(other)}); give another --out, or --fresh")
+    kept: list[records.Record] = document["records"]
+    return kept
+
+
+def summary(items: Sequence[records.Record]) -> str:
+    """What was measured, for the terminal."""
+    header = ("network", "weights", "engine", "precision", "batch", "p50 ms", "p99 ms", "calls", "img/s", "MB", "W net")
+    rows, notes = [], []
+    for item in items:
+        first = (item["network"], item["weights"], item["engine"], item["precision"], item["batch"])
+        if records.measured(item):
+            latency, s = item["latency_ms"], records.significant
+            power = item["power"]["net_w"]
+            rows.append(
+                (*first, s(latency["p50"]), s(latency["p99"]), latency["count"], s(item["throughput_img_s"]),
+                 s(item["memory_mb"]["peak_rss"]), s(power) if power is not None else "not measured")
+            )  # fmt: skip
+        else:
+            rows.append((*first, "failed", "", "", "", "", ""))
+            notes.append(
+                f"{item['network']} {item['engine']} {item['precision']} batch {item['batch']} {item['status']}"
+            )
+    reasons = sorted({item["power"]["reason"] for item in items if records.measured(item) and item["power"]["reason"]})
+    return "\n".join(
+        [console.table(rows, header, right=range(4, 11)), *notes, *(f"Power: {reason}." for reason in reasons)]
+    )
+
+
+def engines(options: argparse.Namespace) -> int:
+    from benchmarks import environment
+    from benchmarks.engine import sides, torch_engine
+    from serving.runtime import cores, find
+
+    rows: list[dict[str, Any]] = []
+    reason = torch_engine.no_compiler()
+    for tag in options.tags:
+        threads = options.threads or cores()
+        rows += sides.compare(
+            find(tag),
+            options.weights,
+            options.batch,
+            max(1, options.rounds),
+            0.5,
+            threads,
+            options.compile and not reason,
+        )
+    print(sides.summary(rows))
+    if options.compile and reason:
+        print(f"not run: {reason}")
+    if options.out:
+        keep(options.out, {"environment": environment.describe(options.threads), "rows": rows})
+        print(options.out)
+    return 0

@@ -1,0 +1,58 @@
+"""Arrivals at random, and the highest rate that keeps a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    pass
+
+
+# A bound on the 99th percentile is kept when this share of the requests was answered within it.
+WITHIN = 0.99
+
+# The search halves the rates below the highest possible so often: to within 2 % of it.
+HALVINGS = 6
+# What passed once by luck is asked again with other arrivals, and lowered by this share where it fails.
+STEP_DOWN, STEPS = 0.95, 6
+
+
+def arrivals(rate: float, duration: float, seed: int = 0) -> list[float]:
+    """Seconds at which requests are due: a Poisson process of `rate` per second over `duration` seconds."""
+    generator, due, at = np.random.default_rng(seed), [], 0.0
+    while (at := at + float(generator.exponential(1 / rate))) < duration:
+        due.append(at)
+    return due
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One rate that was tried, and the share of its requests within the bound."""
+
+    rate: float
+    within: float
+    p99_ms: float | None
+
+    @property
+    def passes(self) -> bool:
+        return self.within >= WITHIN
+
+
+def highest(trial: Callable[[float, int], Rung], top: float) -> tuple[float | None, list[Rung]]:
+    """The highest rate up to `top` that passes `trial` (a rate, a seed) twice, with other arrivals the second time; and
+    all that was tried. None where no rate does. A run of chance is not a rate: what passes once may still be lowered.
+    """
+    low, high, rungs = 0.0, top, list[Rung]()
+    for _ in range(HALVINGS):
+        rungs.append(trial((low + high) / 2, 0))
+        low, high = (rungs[-1].rate, high) if rungs[-1].passes else (low, rungs[-1].rate)
+    for seed in range(1, STEPS + 1) if low else ():
+        rungs.append(trial(low, seed))
+        if rungs[-1].passes:
+            return low, rungs
+        low *= STEP_DOWN
+    return None, rungs

@@ -1,0 +1,49 @@
+"""Tables in Markdown, and the tables that more than one room shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from benchmarks import records
+from models.console import Failure
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    marks = ["---" if i < left else "---:" for i in range(len(header))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, marks, *rows))
+
+
+def insert(page: str, made: Mapping[str, str]) -> str:
+    """`page` with those tables of `made` that it has a place for, between `<!-- NAME -->` and `<!-- /NAME -->`."""
+    for name, text in made.items():
+        opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        if opening in page:
+            before, _, rest = page.partition(opening)
+            _, found, after = rest.partition(closing)
+            if not found:
+                raise Failure(f"the page has `<!-- {name} -->` and no `<!-- /{name} -->` after it")
+            page = f"{before}{opening}{text}\n{closing}{after}"
+    return page
+
+
+REPLICAS_HEADER = ("phase", "sent", "refused", "lost", "sent twice", "p50 ms", "p99 ms", "slowest ms", "by replica")
+
+
+def replicas_rows(items: Sequence[records.Record]) -> list[tuple[str, ...]]:
+    s = records.significant
+    return [
+        (
+            item["scenario"].partition(": ")[2], *(str(item[n]) for n in ("sent", "refused", "lost", "retried")),
+            *(s((item["latency_ms"] or {}).get(name)) for name in ("p50", "p99")), s(item["slowest_ms"]),
+            " + ".join(map(str, item["by_replica"])),
+        )
+        for item in items
+    ]  # fmt: skip
+
+
+def replicas_title(items: Sequence[records.Record]) -> str:
+    first = items[0]
+    return (
+        f"{first['network']} {first['engine']} {first['precision']}, {first['rate']:g} requests a second at random, "
+        "two replicas behind HAProxy, one retry:"
+    )
