@@ -1,4 +1,4 @@
-"""The process that `benchmarks/engine/gpu.py` asks, one line of JSON after another: it holds torch, the networks, the device.
+"""The process that `engine/gpu.py` asks, one line of JSON after another: it holds torch, the networks, the device.
 
 One process serves many cells, because a GPU's context and its libraries take ten seconds to load and nine minutes are
 all there is. Every cell opens its engine anew and closes it, so that memory and algorithms are its own.
