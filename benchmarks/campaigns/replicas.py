@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import records
-from benchmarks.load import bodies
 from benchmarks.load import drive as load
+from benchmarks.load.bodies import Body
 from benchmarks.load.servers import Replica
 from benchmarks.process import ROOT, end, free_port
 from benchmarks.tables import REPLICAS_HEADER, replicas_rows, replicas_title
@@ -169,7 +169,7 @@ async def back(setup: Setup, session: aiohttp.ClientSession, name: str) -> None:
 
 def measure(
     tag: str,
-    bodies: Sequence[bodies.Body],
+    bodies: Sequence[Body],
     rate: float,
     duration: float,
     pause: float,
@@ -201,7 +201,7 @@ async def phase(
     session: aiohttp.ClientSession,
     name: str,
     event: Event,
-    bodies: Sequence[bodies.Body],
+    bodies: Sequence[Body],
     rate: float,
     pause: float,
 ) -> records.Record:
@@ -242,7 +242,7 @@ def rise(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]], se
 
 
 async def send_until(
-    over: asyncio.Event, session: aiohttp.ClientSession, url: str, bodies: Sequence[bodies.Body], rate: float
+    over: asyncio.Event, session: aiohttp.ClientSession, url: str, bodies: Sequence[Body], rate: float
 ) -> list[load.Outcome]:
     """Requests due at random times, `rate` a second, until `over`; all their outcomes, once the last is in."""
     generator, tasks = np.random.default_rng(0), list[asyncio.Task[load.Outcome]]()
