@@ -6,15 +6,25 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
 
+from tests.arrows import (
+    GRAPH,
+    MODULES,
+    PAGE,
+    PROGRAMS,
+    ROOMS,
+    drawn,
+    imported,
+    imports,
+    insert,
+    module,
+    room_of,
+    sources,
+)
 from tests.conftest import ROOT
-
-ROOMS = ("models", "export", "serving", "benchmarks")
 
 # What each room may import of ours, beside itself. A dotted name allows that module alone.
 ARROWS = {
@@ -56,9 +66,6 @@ LAZY = {
     "pyarrow", "ray",
 }  # fmt: skip
 
-# Programs of their own, each started as one process, written as its server's documentation writes them.
-PROGRAMS = "benchmarks/peers/with_"
-
 # torch or onnx is what these are made of: nothing imports them but the functions that build, export or train.
 TORCH_FILES = {
     "export/from_onnx.py",
@@ -69,27 +76,13 @@ TORCH_FILES = {
 }
 
 
-def sources(room: str) -> list[Path]:
-    return [ROOT / "service.py"] if room == "service" else sorted((ROOT / room).rglob("*.py"))
-
-
-def imports(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
-    """Every import in `tree` as "package.module" (of `from x import y`, both x and x.y), with its statement."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)
-
-
 @pytest.mark.parametrize("room", ARROWS)
 def test_arrows(room: str) -> None:
     allowed = (room, *ARROWS[room])
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno} imports {name}"
         for path in sources(room)
-        if not str(path.relative_to(ROOT)).startswith(PROGRAMS)
+        if not module(path).startswith(PROGRAMS)
         for name, node in imports(ast.parse(path.read_text("utf-8")))
         if name.split(".")[0] in (*ROOMS, "service", "tests")
         and not any(name == a or name.startswith(f"{a}.") for a in allowed)
@@ -97,30 +90,16 @@ def test_arrows(room: str) -> None:
     assert not wrong
 
 
-def module(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-MODULES = {module(path): path for room in (*ROOMS, "service") for path in sources(room)}
-
-
-def imported(path: Path) -> Iterator[str]:
-    """Our modules that the file imports, wherever in it."""
-    for name, _ in imports(ast.parse(path.read_text("utf-8"))):
-        if (found := name if name in MODULES else name.rpartition(".")[0]) in MODULES:
-            yield found
-
-
 def test_no_import_runs_in_a_circle() -> None:
-    graph = {name: sorted(set(imported(path)) - {name}) for name, path in MODULES.items()}
     try:
-        list(TopologicalSorter(graph).static_order())
+        list(TopologicalSorter(GRAPH).static_order())
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def room_of(name: str) -> str:
-    return name.split(".")[1] if name.count(".") > 1 else "ground"
+def test_the_drawn_graph_is_todays() -> None:
+    page = PAGE.read_text("utf-8")
+    assert insert(page, drawn()) == page, "`python -m tests.arrows` draws it again"
 
 
 @pytest.mark.parametrize("room", BENCHMARK_ROOMS)
@@ -146,7 +125,7 @@ def test_heavy_packages_load_lazily(room: str) -> None:
     wrong = []
     for path in sources(room):
         name = str(path.relative_to(ROOT))
-        if name.startswith(PROGRAMS):
+        if module(path).startswith(PROGRAMS):
             continue
         tree = ast.parse(path.read_text("utf-8"))
         for top in tree.body:
