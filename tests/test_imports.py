@@ -129,11 +129,11 @@ def test_heavy_packages_load_lazily(room: str) -> None:
             continue
         tree = ast.parse(path.read_text("utf-8"))
         for top in tree.body:
-            for module, node in imports(top) if isinstance(top, ast.Import | ast.ImportFrom) else ():
-                if module.split(".")[0] in LAZY and not (
-                    module.split(".")[0] in ("torch", "onnx") and name in families | TORCH_FILES
+            for package, node in imports(top) if isinstance(top, ast.Import | ast.ImportFrom) else ():
+                if package.split(".")[0] in LAZY and not (
+                    package.split(".")[0] in ("torch", "onnx") and name in families | TORCH_FILES
                 ):
-                    wrong.append(f"{name}:{node.lineno} imports {module} when it is imported")
+                    wrong.append(f"{name}:{node.lineno} imports {package} when it is imported")
     assert not wrong
 
 
