@@ -540,7 +540,7 @@ def test_cpu_mode_survives_a_signal_goes_on_and_reports(tmp_path: Path) -> None:
 
     assert main(["report", str(path), "--out", str(tmp_path / "report")]) == 0
     text = (tmp_path / "report" / "report.md").read_text("utf-8")
-    assert "## Roofline" in text and "figures/11-roofline.svg" in text and gpu.CPU_MODE in text
+    assert "## Roofline" in text and "figures/11-roofline.png" in text and gpu.CPU_MODE in text
     assert (tmp_path / "report" / "figures" / "11-roofline.png").exists()
 
 

@@ -395,13 +395,15 @@ def test_zero_for_unmeasured_power_is_no_record() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
 def test_a_committed_report_is_what_its_records_give(path: Path) -> None:
-    """Where a change of the report makes this fail: `python -m benchmarks report NAME.json --out NAME` remakes it."""
+    """If a change of the report makes this fail, `python -m benchmarks report NAME.json --out NAME` makes it again. Its
+    page and its SVG files are not committed.
+    """
     documents = [(path.stem, records.read(path))]
     series, folder = report.series_of(documents), path.with_suffix("")
     drawn = figures.draw(series)
     assert report.markdown(documents, series, drawn) == (folder / report.MARKDOWN).read_text("utf-8")
     assert report.table_of_records(documents) == (folder / report.CSV).read_text("utf-8")
-    assert {figure.name for figure in drawn} == {svg.stem for svg in (folder / "figures").glob("*.svg")}
+    assert {figure.name for figure in drawn} == {picture.stem for picture in (folder / "figures").glob("*.png")}
     for item in documents[0][1]["records"]:
         if records.measured(item):
             latency = item["latency_ms"]

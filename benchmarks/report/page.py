@@ -408,7 +408,7 @@ def markdown(documents: Sequence[Document], series: Sequence[Series], figures: S
         if rows:
             parts += ["## Machines side by side", grid([f"{n} ({u})" if u else n for n, u in header], rows)]
         parts += ["## The paper's claims", grid(CLAIM_HEADINGS, claim_table(series)), "## Figures"]
-        parts += [f"### {f.title}\n\n{f.caption}\n\n![{f.title}]({FIGURES}/{f.name}.svg)" for f in figures]
+        parts += [f"### {f.title}\n\n{f.caption}\n\n![{f.title}]({FIGURES}/{f.name}.png)" for f in figures]
         if rows := roofline_table(series):
             headings = [f"{n} ({u})" if u else n for n, u in ROOFLINE_HEADINGS]
             parts += ["## Roofline", ROOFLINE_IS, grid(headings, rows)]
