@@ -1,8 +1,8 @@
 """The HTTP interface: requests, responses and errors, as one piece of ASGI middleware.
 
-It answers the paths below and those of the page, and hands every other request to the application behind it, which
-keeps its `/docs.json` and `/schema.json`. A request comes and goes in one pass: body read within its
-limits, parsed, classified, answered with one JSON document.
+It answers the paths of the table below and refuses every other: the application behind it is asked for single documents
+and never sees a request. A request comes and goes in one pass: body read within its limits, parsed, classified,
+answered with one JSON document.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from pathlib import Path
 from time import perf_counter
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving import logs, oip
+from serving import logs, oip, openapi
+from serving.behind import DOCUMENTS, Document
 from serving.classify import Answer, Model, Serving
 from serving.errors import (
     OUR_FAULT,
     BadRequest,
     InferenceFailed,
-    MethodNotAllowed,
     NotReady,
     RequestError,
     SlowRequest,
@@ -34,6 +34,7 @@ from serving.errors import (
 from serving.exchange import (
     CLOSE,
     GONE,
+    JSON,
     ClientGone,
     Exchange,
     Raw,
@@ -47,12 +48,10 @@ from serving.exchange import (
 from serving.forms import Form, declared, multipart, one_image, query
 from serving.images import Picture, check_content_type
 from serving.metrics import CONTENT_TYPE
-from serving.pages import Results, files
+from serving.pages import Redirect, Results, files
+from serving.routes import Access, Endpoint, Route, Routes, written
 
 log = logging.getLogger("bentoml.podium")
-
-
-Handler = Callable[[Scope, Receive, float], Awaitable["Answer | Raw"]]
 
 
 class Api:
@@ -60,60 +59,77 @@ class Api:
 
     def __init__(self, app: ASGIApp, serving: Serving) -> None:
         self.app, self.serving = app, serving
-        wish = serving.settings
-        self.authorization, self.administration = bearer(wish.token), bearer(wish.admin_token)
-        self.routes: dict[str, dict[str, Handler]] = {
-            "/classify": {"POST": self.classify},
-            "/classify/batch": {"POST": self.classify_batch},
-            "/compare": {"POST": self.compare},
-            "/models": {"GET": self.models},
-            "/livez": {"GET": self.livez},
-            "/readyz": {"GET": self.readyz},
-            "/metrics": {"GET": self.metrics},
-            "/ui/results.json": {"GET": self.results},
-            "/v2": {"GET": self.v2},
-            "/v2/health/live": {"GET": self.livez},
-            "/v2/health/ready": {"GET": self.readyz},
-        }
-        self.pages = files()
         self.measured = Results(Path.cwd())
-        self.open_to_all = ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
+        wish, pages = serving.settings, files()
+        self.tokens = {
+            "user": (bearer(wish.token), "PODIUM_TOKEN"),
+            "admin": (bearer(wish.admin_token), "PODIUM_ADMIN_TOKEN"),
+        }
+        table = [
+            Route("POST", "/classify", "user", self.classify),
+            Route("POST", "/classify/batch", "user", self.classify_batch),
+            Route("POST", "/compare", "user", self.compare),
+            Route("GET", "/models", "user", self.models),
+            Route("GET", "/models/NETWORK", "user", self.model),
+            Route("POST", "/models/NETWORK/load", "admin", self.load),
+            Route("POST", "/models/NETWORK/unload", "admin", self.unload),
+            Route("GET", "/v2", "user", self.v2),
+            Route("GET", "/v2/health/live", "open", self.livez),
+            Route("GET", "/v2/health/ready", "open", self.readyz),
+            Route("GET", "/v2/models/NETWORK", "user", self.v2_metadata),
+            Route("GET", "/v2/models/NETWORK/ready", "user", self.v2_ready),
+            Route("POST", "/v2/models/NETWORK/infer", "user", self.v2_infer),
+            Route("GET", "/v2/models/NETWORK/versions/VERSION", "user", self.v2_metadata),
+            Route("GET", "/v2/models/NETWORK/versions/VERSION/ready", "user", self.v2_ready),
+            Route("POST", "/v2/models/NETWORK/versions/VERSION/infer", "user", self.v2_infer),
+            Route("GET", "/livez", "open", self.livez),
+            Route("GET", "/readyz", "open", self.readyz),
+            Route("GET", "/metrics", "open", self.metrics),
+            Route("GET", "/", "open", Redirect(307)),
+            Route("GET", "/ui", "open", Redirect(308)),
+            Route("GET", "/ui/", "open", pages.pop("/ui/")),
+            Route("GET", "/ui/results.json", "user", self.results),
+            Route("GET", "/docs.json", "user", self.docs),
+            *(Route("GET", path, "user", Document(app, path)) for path in DOCUMENTS),
+        ]
+        self.description = Raw(encode(openapi.document(table)), JSON)
+        self.routes = Routes([*table, *(Route("GET", path, "open", file) for path, file in pages.items())])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self.other_than_http(scope, receive, send)
             return
-        exchange = Exchange(send, header(scope, b"x-request-id"))
-        endpoint = scope["path"]
-        methods = self.routes.get(endpoint)
-        if methods is None:
-            endpoint, methods = self.route(endpoint)
-        if methods is not None:
-            await self.respond(methods, scope, receive, exchange)
-        elif (page := self.pages.get(scope["path"])) is not None and scope["method"] in ("GET", "HEAD"):
-            await page(scope, exchange.send)
-        else:
-            await self.app(scope, receive, exchange.send)
-        self.serving.metrics.responded(endpoint, exchange.status, perf_counter() - exchange.started)
+        exchange = Exchange(send, header(scope, b"x-request-id"), bare=scope["method"] == "HEAD")
+        endpoint, scope["path_params"] = self.routes.find(written(scope))
+        try:
+            await self.respond(endpoint, scope, receive, exchange)
+        finally:
+            self.serving.metrics.responded(endpoint.path, exchange.status, perf_counter() - exchange.started)
 
-    def route(self, path: str) -> tuple[str, dict[str, Handler] | None]:
-        """The endpoint of `path` as the metrics call it, and its handlers by method; none where it is not ours."""
-        if path.startswith("/v2/models/"):
-            return "/v2/models", self.v2_model(path)
-        if path.startswith("/models/"):
-            return "/models/NETWORK", self.one_model(path)
-        return "/ui/" if path in self.pages else "other", None
+    async def other_than_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The start and the end of the server go to the application behind; nothing else does."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: the server answers 403
+            self.serving.metrics.responded(self.routes.unknown.path, 403, 0.0)
 
-    async def respond(self, methods: dict[str, Handler], scope: Scope, receive: Receive, exchange: Exchange) -> None:
-        path = scope["path"]
+    async def respond(self, endpoint: Endpoint, scope: Scope, receive: Receive, exchange: Exchange) -> None:
+        path = written(scope)
         deadline = asyncio.get_running_loop().time() + self.serving.settings.timeout
         upload = Upload(receive)
+        route = endpoint.methods.get(scope["method"])
         try:
-            answer = await self.handle(methods, scope, upload, deadline)
+            if route is None:
+                raise endpoint.refusal(scope["method"], path)
+            answer = await self.handle(route, scope, upload, deadline)
+            raw = answer if isinstance(answer, Raw) else Raw(encode(answer), JSON)
         except ClientGone:
             # The server drops it, but what may stand between it and us waits for an answer.
             await exchange.reply(GONE, b"")
         except RequestError as error:
+            if route is None or route.access != "open":  # a probe is told what is so; nothing failed
+                self.serving.metrics.failed(error.model, error.code)
             await upload.discard(self.serving.settings.max_body)
             if error.status >= 500:
                 log.warning(
@@ -123,47 +139,33 @@ class Api:
                 )  # fmt: skip
             await exchange.reply(error.status, encode(self.refused(error, path)), headers_of(error))
         except Exception:
+            self.serving.metrics.failed("unknown", InferenceFailed.code)
             fields = {"status": 500, "code": InferenceFailed.code, "request_id": exchange.id}
             log.exception(
                 "%s %s failed request_id=%s", scope["method"], path[:80], exchange.id, extra={logs.FIELDS: fields}
             )
             await exchange.reply(500, encode(self.refused(InferenceFailed(OUR_FAULT), path)))
         else:
-            headers = [CLOSE] if self.serving.closing else []
-            if isinstance(answer, Raw):
-                await exchange.reply(200, answer.body, [*answer.headers, *headers], answer.content_type)
-            else:
-                await exchange.reply(200, encode(answer), headers)
+            headers = [*raw.headers, CLOSE] if self.serving.closing else raw.headers
+            await exchange.reply(raw.status, raw.body, headers, raw.content_type)
 
-    async def handle(self, methods: dict[str, Handler], scope: Scope, upload: Upload, deadline: float) -> Answer | Raw:
-        """The answer of the handler for the request's method, if the request may ask for it."""
-        handler = methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
-        if handler is None:
-            raise MethodNotAllowed(f"{scope['path'][:80]} takes {', '.join(methods)}, not {scope['method'][:20]}")
-        if scope["path"] in self.open_to_all:
-            return await handler(scope, upload, deadline)
+    async def handle(self, route: Route, scope: Scope, upload: Upload, deadline: float) -> Answer | Raw:
+        """The answer of the route's handler, if the request may ask for it."""
+        if route.access == "open":
+            return await route.handler(scope, upload, deadline)
         serving = self.serving
         serving.enter()
         try:
-            if handler in (self.load, self.unload):
-                self.authorize(scope, self.administration, "PODIUM_ADMIN_TOKEN")
-            elif self.authorization is not None:
-                self.authorize(scope, self.authorization, "PODIUM_TOKEN")
-            return await handler(scope, upload, deadline)
-        except RequestError as error:
-            serving.metrics.failed(error.model, error.code)
-            raise
-        except ClientGone:
-            raise
-        except Exception:
-            serving.metrics.failed("unknown", InferenceFailed.code)
-            raise
+            self.authorize(scope, route.access)
+            return await route.handler(scope, upload, deadline)
         finally:
             serving.leave()
 
-    @staticmethod
-    def authorize(scope: Scope, expected: bytes | None, setting: str) -> None:
+    def authorize(self, scope: Scope, access: Access) -> None:
+        expected, setting = self.tokens[access]
         if expected is None:
+            if access == "user":
+                return
             raise Unauthorized(f"this is off; it takes a server that was started with {setting}, and that token")
         if not hmac.compare_digest(header(scope, b"authorization"), expected):
             raise Unauthorized(f"send the server's {setting} as `Authorization: Bearer TOKEN`")
@@ -210,19 +212,8 @@ class Api:
             "models": [model.summary() for model in loaded],
         }
 
-    def one_model(self, path: str) -> dict[str, Handler]:
-        """The handlers of /models/NETWORK[/load | /unload]."""
-        _, _, action = path.removeprefix("/models/").partition("/")
-        if not action:
-            return {"GET": self.model}
-        actions: dict[str, Handler] = {"load": self.load, "unload": self.unload}
-        return {"POST": actions.get(action, self.no_such_path)}
-
     async def model(self, scope: Scope, *_: object) -> Answer:
-        return self.serving.model(scope["path"].removeprefix("/models/")).details()
-
-    async def no_such_path(self, *_: object) -> Answer:
-        raise UnknownModel("no such path; there are /models/NETWORK, and /load and /unload below it")
+        return self.serving.model(scope["path_params"]["NETWORK"]).details()
 
     async def load(self, scope: Scope, *_: object) -> Answer:
         """Serve a network's newest version, or the one that `version` names, in place of the one that is loaded."""
@@ -230,10 +221,10 @@ class Api:
         version = wanted.pop("version", "latest")
         if wanted:
             raise BadRequest(f"{next(iter(wanted))[:80]!r} is no parameter of load; there is version")
-        return (await self.serving.load(scope["path"].split("/")[2], version)).summary()
+        return (await self.serving.load(scope["path_params"]["NETWORK"], version)).summary()
 
     async def unload(self, scope: Scope, *_: object) -> Answer:
-        return {"unloaded": (await self.serving.unload(scope["path"].split("/")[2])).artifact.tag}
+        return {"unloaded": (await self.serving.unload(scope["path_params"]["NETWORK"])).artifact.tag}
 
     async def results(self, *_: object) -> Answer:
         """The newest result file below the folder served from, null where there is none."""
@@ -249,52 +240,40 @@ class Api:
     async def v2(self, *_: object) -> Answer:
         return dict(oip.SERVER)
 
-    def v2_model(self, path: str) -> dict[str, Handler]:
-        """The handlers of /v2/models/NETWORK[/versions/VERSION][/ready | /infer]."""
-        name, *rest = path.removeprefix("/v2/models/").split("/")
-        version = rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None
-        action = rest[2:] if version is not None else rest
+    def v2_model(self, scope: Scope) -> Model:
+        """The model that the path names. Raises `UnknownModel`."""
+        name, version = scope["path_params"]["NETWORK"], scope["path_params"].get("VERSION")
+        found = self.serving.model(name)
+        if version not in (None, found.artifact.version):
+            raise UnknownModel(f"{name} is loaded in version {found.artifact.version}, not {version}")
+        return found
 
-        def model() -> Model:
-            found = self.serving.model(name)
-            if version not in (None, found.artifact.version):
-                raise UnknownModel(f"{name} is loaded in version {found.artifact.version}, not {version[:80]}")
-            return found
+    async def v2_metadata(self, scope: Scope, *_: object) -> Answer:
+        found = self.v2_model(scope)
+        return oip.metadata(found.artifact, found.runtime.engine)
 
-        async def metadata(*_: object) -> Answer:
-            found = model()
-            return oip.metadata(found.artifact, found.runtime.engine)
+    async def v2_ready(self, scope: Scope, *_: object) -> Answer:
+        self.v2_model(scope)
+        return {"ready": True}
 
-        async def ready(*_: object) -> Answer:
-            model()
-            return {"ready": True}
+    async def v2_infer(self, scope: Scope, receive: Receive, deadline: float) -> Answer | Raw:
+        found = self.v2_model(scope)
+        body = await self.body(scope, receive, deadline)
+        artifact, most = found.artifact, self.serving.settings.max_queue
+        length = header(scope, oip.LENGTH)
+        asked = oip.parse(body, length, artifact.preprocess.shape, artifact.classes, most)
+        work = self.serving.infer(artifact.network, asked.images, deadline=deadline)
+        answer, raw = oip.render(asked, await unless_gone(receive, work), artifact, artifact.labels)
+        if not asked.binary:
+            return answer
+        said = encode(answer)
+        length_of_json = (oip.LENGTH, b"%d" % len(said))
+        return Raw(said + raw, b"application/octet-stream", (length_of_json,))
 
-        async def infer(scope: Scope, receive: Receive, deadline: float) -> Answer | Raw:
-            found = model()
-            body = await self.body(scope, receive, deadline)
-            artifact, most = found.artifact, self.serving.settings.max_queue
-            length = header(scope, oip.LENGTH)
-            asked = oip.parse(body, length, artifact.preprocess.shape, artifact.classes, most)
-            work = self.serving.infer(name, asked.images, deadline=deadline)
-            answer, raw = oip.render(asked, await unless_gone(receive, work), artifact, artifact.labels)
-            if not asked.binary:
-                return answer
-            said = encode(answer)
-            length_of_json = (oip.LENGTH, b"%d" % len(said))
-            return Raw(said + raw, b"application/octet-stream", (length_of_json,))
+    # How the process is, and what it is
 
-        known: dict[tuple[str, ...], dict[str, Handler]] = {
-            (): {"GET": metadata},
-            ("ready",): {"GET": ready},
-            ("infer",): {"POST": infer},
-        }
-
-        async def unknown(*_: object) -> Answer:
-            raise UnknownModel("no such path; there are /v2/models/NETWORK, and /ready and /infer below it")
-
-        return known.get(tuple(action), {"GET": unknown, "POST": unknown})
-
-    # How the process is
+    async def docs(self, *_: object) -> Raw:
+        return self.description
 
     async def metrics(self, *_: object) -> Raw:
         return Raw(self.serving.metrics.text(), CONTENT_TYPE.encode())
