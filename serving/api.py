@@ -92,7 +92,7 @@ class Api:
             Route("GET", "/docs.json", "user", self.docs),
             *(Route("GET", path, "user", Document(app, path)) for path in DOCUMENTS),
         ]
-        self.description = Raw(encode(openapi.document(table)), JSON)
+        self.description = Raw(encode(openapi.document(table, guarded=wish.token is not None)), JSON)
         self.routes = Routes([*table, *(Route("GET", path, "open", file) for path, file in pages.items())])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

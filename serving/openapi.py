@@ -110,7 +110,7 @@ SCHEMAS: dict[str, Json] = {
     "Inferred": record({"model_name": TEXT, "model_version": TEXT, "outputs": array(ref("Tensor"))}, id=TEXT),
 }  # fmt: skip
 
-RAW_IMAGE: Json = {kind: {"schema": BYTES} for kind in sorted(CONTENT_TYPES)}
+RAW_IMAGE: Json = {kind: {"schema": {**BYTES, "minLength": 1}} for kind in sorted(CONTENT_TYPES)}
 FORM: Json = {"multipart/form-data": {"schema": record({"image": BYTES}, model=TEXT, top_k=TOP_K)}}
 IMAGES: Json = {"multipart/form-data": {"schema": record({"image": array(BYTES)}, model=TEXT, top_k=TOP_K)}}
 COMPARED: Json = {"multipart/form-data": {"schema": record({"image": BYTES}, top_k=TOP_K)}}
@@ -176,13 +176,16 @@ RETRY_AFTER: Json = {"Retry-After": {"description": "Seconds after which to ask 
 LOCATION: Json = {"Location": {"schema": TEXT}}
 
 
-def document(routes: Iterable[Route]) -> Json:
-    """The document for these routes. Raises `KeyError` for one that `OPERATIONS` does not describe."""
+def document(routes: Iterable[Route], guarded: bool) -> Json:
+    """The document for these routes of a server, which asks for PODIUM_TOKEN if it is `guarded`.
+
+    Raises `KeyError` for a route that `OPERATIONS` does not describe.
+    """
     paths: dict[str, Json] = defaultdict(dict)
     for route in routes:
-        paths[PARAMETER.sub(r"{\1}", route.path)][route.method.lower()] = described(route)
+        paths[PARAMETER.sub(r"{\1}", route.path)][route.method.lower()] = described(route, guarded)
     schemes = {
-        "user": {"type": "http", "scheme": "bearer", "description": "PODIUM_TOKEN, if it is set"},
+        "user": {"type": "http", "scheme": "bearer", "description": "PODIUM_TOKEN"},
         "admin": {"type": "http", "scheme": "bearer", "description": "PODIUM_ADMIN_TOKEN; unset, this is off"},
     }
     about = "HEAD is answered wherever GET is. Any other method is 405 with Allow, any other path 404."
@@ -194,7 +197,7 @@ def document(routes: Iterable[Route]) -> Json:
     }
 
 
-def described(route: Route) -> Json:
+def described(route: Route, guarded: bool) -> Json:
     operation = OPERATIONS[route.method, route.path]
     errors = (*ALWAYS, *operation.errors, *(GUARDED if route.access != "open" else ()))
     found: Json = {
@@ -205,8 +208,8 @@ def described(route: Route) -> Json:
     }
     if operation.body:
         found["requestBody"] = {"required": True, "content": operation.body}
-    if route.access != "open":
-        found["security"] = [{route.access: []}] if route.access == "admin" else [{}, {route.access: []}]
+    if route.access == "admin" or (route.access == "user" and guarded):
+        found["security"] = [{route.access: []}]
     return found
 
 

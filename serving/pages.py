@@ -48,12 +48,12 @@ class File:
     def __init__(self, body: bytes, content_type: str) -> None:
         self._etag = b'"%s"' % hashlib.sha256(body).hexdigest()[:32].encode()
         headers = (*HEADERS, (b"etag", self._etag))
-        self._whole = Raw(body, content_type.encode(), headers)
+        self.whole = Raw(body, content_type.encode(), headers)
         self._unchanged = Raw(b"", b"", headers, status=304)
 
     async def __call__(self, scope: Scope, *_: object) -> Raw:
         known = any(name == b"if-none-match" and self._etag in value for name, value in scope["headers"])
-        return self._unchanged if known else self._whole
+        return self._unchanged if known else self.whole
 
 
 class Redirect:

@@ -14,7 +14,7 @@ from serving.api import Api
 from serving.routes import Route, Routes
 from serving.runtime import Artifact
 from tests.spellings import LOOK, METHODS, interface, paths, spelled
-from tests.test_api import client_of, is_error, started
+from tests.test_api import behind, client_of, is_error, started
 
 
 class Recorder:
@@ -236,3 +236,27 @@ def test_the_documentations_words_for_a_name_are_no_names(tiny: Artifact) -> Non
     api = interface(tiny)
     for path in ("/models/NETWORK", "/v2/models/tiny/versions/VERSION", "/models/NETWORK/load"):
         assert asyncio.run(asked(api, "GET", path))[0] == 404
+
+
+def test_an_outcome_is_counted_once_and_in_our_form_whatever_went_wrong(tiny: Artifact) -> None:
+    async def test() -> None:
+        async with started(tiny) as serving:
+            api = Api(behind, serving)
+            serving.models["tiny"].summary = lambda: {"no JSON": float("nan")}  # type: ignore[method-assign]
+            status, headers, body = await asked(api, "GET", "/models")
+            assert (status, code_of("/models", body)) == (500, "internal") and headers[b"x-request-id"]
+            await serving.drain()
+            for path in ("/models", "/schema.json", "/ui/results.json"):
+                status, headers, body = await asked(api, "GET", path)
+                assert (status, code_of(path, body), headers[b"connection"]) == (503, "shutting_down", b"close")
+            assert (await asked(api, "GET", "/livez"))[1][b"connection"] == b"close"
+            assert (await asked(api, "GET", "/readyz"))[0] == 503
+            counted = {outcome: count for (_, outcome), count in serving.metrics.outcomes.items() if count}
+            assert counted == {"internal": 1, "shutting_down": 3}
+            answered = {key: found.samples()[0][-1][1] for key, found in serving.metrics.responses.items()}
+            assert answered == {
+                ("/models", 500): 1, ("/models", 503): 1, ("/schema.json", 503): 1, ("/ui/results.json", 503): 1,
+                ("/livez", 200): 1, ("/readyz", 503): 1,
+            }  # fmt: skip
+
+    asyncio.run(test())

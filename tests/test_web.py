@@ -664,5 +664,5 @@ def test_the_whole_page_is_light(viewer: Viewer) -> None:
     expect(card(page, "hostile")).to_be_visible()
     got = [request for request in viewer.requests if "/ui/" in request.url]
     assert len(got) >= 10
-    files = [page for page in pages.files().values() if isinstance(page, pages.File)]
-    assert len(files) >= 10 and sum(len(file.body) for file in files) < MOST_BYTES
+    files = pages.files().values()
+    assert len(files) >= 10 and sum(len(file.whole.body) for file in files) < MOST_BYTES
