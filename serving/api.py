@@ -61,10 +61,12 @@ class Api:
         self.app, self.serving = app, serving
         self.measured = Results(Path.cwd())
         wish, pages = serving.settings, files()
-        self.tokens = {
-            "user": (bearer(wish.token), "PODIUM_TOKEN"),
-            "admin": (bearer(wish.admin_token), "PODIUM_ADMIN_TOKEN"),
+        # What is asked for by access; without PODIUM_TOKEN nothing is of a user.
+        self.tokens: dict[Access, tuple[bytes | None, str]] = {
+            "admin": (bearer(wish.admin_token), "PODIUM_ADMIN_TOKEN")
         }
+        if wish.token is not None:
+            self.tokens["user"] = (bearer(wish.token), "PODIUM_TOKEN")
         table = [
             Route("POST", "/classify", "user", self.classify),
             Route("POST", "/classify/batch", "user", self.classify_batch),
@@ -100,9 +102,10 @@ class Api:
             await self.other_than_http(scope, receive, send)
             return
         exchange = Exchange(send, header(scope, b"x-request-id"), bare=scope["method"] == "HEAD")
-        endpoint, scope["path_params"] = self.routes.find(written(scope))
+        path = written(scope)
+        endpoint = self.routes.find(path, scope)
         try:
-            await self.respond(endpoint, scope, receive, exchange)
+            await self.respond(endpoint, path, scope, receive, exchange)
         finally:
             self.serving.metrics.responded(endpoint.path, exchange.status, perf_counter() - exchange.started)
 
@@ -114,8 +117,7 @@ class Api:
             await send({"type": "websocket.close", "code": 1008})  # before it is accepted: the server answers 403
             self.serving.metrics.responded(self.routes.unknown.path, 403, 0.0)
 
-    async def respond(self, endpoint: Endpoint, scope: Scope, receive: Receive, exchange: Exchange) -> None:
-        path = written(scope)
+    async def respond(self, endpoint: Endpoint, path: str, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         deadline = asyncio.get_running_loop().time() + self.serving.settings.timeout
         upload = Upload(receive)
         route = endpoint.methods.get(scope["method"])
@@ -156,16 +158,15 @@ class Api:
         serving = self.serving
         serving.enter()
         try:
-            self.authorize(scope, route.access)
+            if route.access in self.tokens:
+                self.authorize(scope, *self.tokens[route.access])
             return await route.handler(scope, upload, deadline)
         finally:
             serving.leave()
 
-    def authorize(self, scope: Scope, access: Access) -> None:
-        expected, setting = self.tokens[access]
+    @staticmethod
+    def authorize(scope: Scope, expected: bytes | None, setting: str) -> None:
         if expected is None:
-            if access == "user":
-                return
             raise Unauthorized(f"this is off; it takes a server that was started with {setting}, and that token")
         if not hmac.compare_digest(header(scope, b"authorization"), expected):
             raise Unauthorized(f"send the server's {setting} as `Authorization: Bearer TOKEN`")

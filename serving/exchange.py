@@ -11,10 +11,9 @@ import re
 import secrets
 from collections.abc import Awaitable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -35,8 +34,7 @@ class ClientGone(Exception):
     """Nobody is left to answer."""
 
 
-@dataclass(frozen=True)
-class Raw:
+class Raw(NamedTuple):
     """An answer in bytes."""
 
     body: bytes
@@ -62,7 +60,8 @@ class Exchange:
         self.status = status
         start = [(b"x-request-id", self.id.encode()), *headers]
         if status != 304:  # which would have to give the length of what it does not send
-            start += ((b"content-type", content_type), (b"content-length", b"%d" % len(body)))
+            start.append((b"content-type", content_type))
+            start.append((b"content-length", b"%d" % len(body)))
         await self._send({"type": "http.response.start", "status": status, "headers": start})
         await self._send({"type": "http.response.body", "body": b"" if self._bare else body})
 

@@ -79,14 +79,15 @@ class Routes:
         for endpoint in self.endpoints.values():
             yield from (route for method, route in endpoint.methods.items() if method == route.method)
 
-    def find(self, path: str) -> tuple[Endpoint, dict[str, str]]:
-        """The endpoint of a path as it was written, and the names in it."""
+    def find(self, path: str, scope: Scope) -> Endpoint:
+        """The endpoint of a path as it was written; the names in it go into the scope's `path_params`."""
         if (exact := self._exact.get(path)) is not None:
-            return exact, {}
+            return exact
         for pattern, endpoint in self._patterns:
             if match := pattern.fullmatch(path):
-                return endpoint, match.groupdict()
-        return self.unknown, {}
+                scope["path_params"] = match.groupdict()
+                return endpoint
+        return self.unknown
 
 
 def written(scope: Scope) -> str:

@@ -239,10 +239,13 @@ def test_the_documentations_words_for_a_name_are_no_names(tiny: Artifact) -> Non
 
 
 def test_an_outcome_is_counted_once_and_in_our_form_whatever_went_wrong(tiny: Artifact) -> None:
+    def broken() -> dict[str, Any]:
+        raise RuntimeError("broken")
+
     async def test() -> None:
         async with started(tiny) as serving:
             api = Api(behind, serving)
-            serving.models["tiny"].summary = lambda: {"no JSON": float("nan")}  # type: ignore[method-assign]
+            serving.models["tiny"].summary = broken  # type: ignore[method-assign]
             status, headers, body = await asked(api, "GET", "/models")
             assert (status, code_of("/models", body)) == (500, "internal") and headers[b"x-request-id"]
             await serving.drain()
