@@ -199,3 +199,30 @@ import json, pathlib, sys, bentoml
 with bentoml.SyncHTTPClient(sys.argv[1], token="look") as client:
     print(json.dumps(client.classify(image=pathlib.Path(sys.argv[2]))["model"]))
 """
+
+
+# Targets that HTTP does not allow, and those it allows that are not a path alone.
+ODD_TARGETS = (
+    b"/models\x00", b"/models\x01", b"/models\x7f", b"/models\xe9", b"/models\xff", b"/models \x0b", b"/models\t",
+    b"/models#", b"/models#?", b"/models%", b"/models%zz", b"/models%u0041", b"models", b"*", b"", b"//models",
+    b"///models", b"http:/models", b"http:///models", b"HTTP://127.0.0.1/models", b"http://a@127.0.0.1/models",
+    b"https://127.0.0.1/models", b"ftp://127.0.0.1/models", b"http://127.0.0.1?/models",
+    b"http://127.0.0.1/x/../models", b"//127.0.0.1/models", b"\\models", b"/models HTTP/1.1 HTTP/1.1",
+)  # fmt: skip
+
+
+@each_way
+@pytest.mark.parametrize("method", [b"GET", b"OPTIONS", b"CONNECT"])
+def test_an_odd_target_gets_no_answer_without_the_token(
+    way: str, method: bytes, service: Server, tmp_path: Path
+) -> None:
+    wrong = dict[bytes, Any]()
+    with through(way, service, tmp_path) as front:
+        for target in ODD_TARGETS:
+            with socket.create_connection(("127.0.0.1", front.port), timeout=30) as client:
+                client.sendall(b"%s %s HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % (method, target))
+                with closing(HTTPResponse(client, method=method.decode())) as response:
+                    response.begin()
+                    if response.status not in (400, 401, 403, 404, 405):
+                        wrong[target] = response.status, response.read(200)
+    assert wrong == {}
