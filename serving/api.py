@@ -38,16 +38,19 @@ from serving.exchange import (
     Exchange,
     Raw,
     Upload,
+    credentials,
     described,
     encode,
     header,
     headers_of,
+    reply_of,
     unless_gone,
 )
 from serving.forms import Form, declared, multipart, one_image, query
 from serving.images import Picture, check_content_type
 from serving.metrics import CONTENT_TYPE
 from serving.pages import Results, files
+from serving.text import ECHO, printable, quoted
 
 log = logging.getLogger("bentoml.podium")
 
@@ -111,37 +114,44 @@ class Api:
         try:
             answer = await self.handle(methods, scope, upload, deadline)
         except ClientGone:
+            self.serving.metrics.failed("unknown", "client_gone")
             # The server drops it, but what may stand between it and us waits for an answer.
             await exchange.reply(GONE, b"")
         except RequestError as error:
+            if path not in self.open_to_all:  # which are asked every few seconds, and counted by status
+                self.serving.metrics.failed(error.model, error.code)
             await upload.discard(self.serving.settings.max_body)
             if error.status >= 500:
                 log.warning(
                     "%s %s answered %d %s: %s request_id=%s",
-                    scope["method"], path[:80], error.status, error.code, error, exchange.id,
+                    scope["method"], printable(path[:ECHO]), error.status, error.code, error, exchange.id,
                     extra={logs.FIELDS: {"status": error.status, "code": error.code, "request_id": exchange.id}},
                 )  # fmt: skip
             await exchange.reply(error.status, encode(self.refused(error, path)), headers_of(error))
         except Exception:
+            self.serving.metrics.failed("unknown", InferenceFailed.code)
             fields = {"status": 500, "code": InferenceFailed.code, "request_id": exchange.id}
             log.exception(
-                "%s %s failed request_id=%s", scope["method"], path[:80], exchange.id, extra={logs.FIELDS: fields}
+                "%s %s failed request_id=%s",
+                scope["method"],
+                printable(path[:ECHO]),
+                exchange.id,
+                extra={logs.FIELDS: fields},
             )
             await exchange.reply(500, encode(self.refused(InferenceFailed(OUR_FAULT), path)))
         else:
             headers = [CLOSE] if self.serving.closing else []
-            if isinstance(answer, Raw):
-                await exchange.reply(200, answer.body, [*answer.headers, *headers], answer.content_type)
-            else:
-                await exchange.reply(200, encode(answer), headers)
+            await exchange.reply(200, answer.body, [*answer.headers, *headers], answer.content_type)
 
-    async def handle(self, methods: dict[str, Handler], scope: Scope, upload: Upload, deadline: float) -> Answer | Raw:
+    async def handle(self, methods: dict[str, Handler], scope: Scope, upload: Upload, deadline: float) -> Raw:
         """The answer of the handler for the request's method, if the request may ask for it."""
         handler = methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
         if handler is None:
-            raise MethodNotAllowed(f"{scope['path'][:80]} takes {', '.join(methods)}, not {scope['method'][:20]}")
+            raise MethodNotAllowed(
+                f"{quoted(scope['path'])} takes {', '.join(methods)}, not {quoted(scope['method'], 20)}"
+            )
         if scope["path"] in self.open_to_all:
-            return await handler(scope, upload, deadline)
+            return reply_of(await handler(scope, upload, deadline))
         serving = self.serving
         serving.enter()
         try:
@@ -149,15 +159,7 @@ class Api:
                 self.authorize(scope, self.administration, "PODIUM_ADMIN_TOKEN")
             elif self.authorization is not None:
                 self.authorize(scope, self.authorization, "PODIUM_TOKEN")
-            return await handler(scope, upload, deadline)
-        except RequestError as error:
-            serving.metrics.failed(error.model, error.code)
-            raise
-        except ClientGone:
-            raise
-        except Exception:
-            serving.metrics.failed("unknown", InferenceFailed.code)
-            raise
+            return reply_of(await handler(scope, upload, deadline))
         finally:
             serving.leave()
 
@@ -165,7 +167,7 @@ class Api:
     def authorize(scope: Scope, expected: bytes | None, setting: str) -> None:
         if expected is None:
             raise Unauthorized(f"this is off; it takes a server that was started with {setting}, and that token")
-        if not hmac.compare_digest(header(scope, b"authorization"), expected):
+        if not hmac.compare_digest(credentials(scope), expected):
             raise Unauthorized(f"send the server's {setting} as `Authorization: Bearer TOKEN`")
 
     # What is answered
@@ -226,13 +228,17 @@ class Api:
 
     async def load(self, scope: Scope, *_: object) -> Answer:
         """Serve a network's newest version, or the one that `version` names, in place of the one that is loaded."""
-        wanted = dict(query(scope["query_string"]))
-        version = wanted.pop("version", "latest")
-        if wanted:
-            raise BadRequest(f"{next(iter(wanted))[:80]!r} is no parameter of load; there is version")
+        wanted = query(scope["query_string"])
+        if other := [name for name, _ in wanted if name != "version"]:
+            raise BadRequest(f"{quoted(other[0])} is no parameter of load; there is version")
+        if len(wanted) > 1:
+            raise BadRequest("version is given more than once; name one, or none for the newest")
+        version = wanted[0][1] if wanted else "latest"
         return (await self.serving.load(scope["path"].split("/")[2], version)).summary()
 
     async def unload(self, scope: Scope, *_: object) -> Answer:
+        if wanted := query(scope["query_string"]):
+            raise BadRequest(f"{quoted(wanted[0][0])} is no parameter of unload; it takes none")
         return {"unloaded": (await self.serving.unload(scope["path"].split("/")[2])).artifact.tag}
 
     async def results(self, *_: object) -> Answer:
@@ -258,7 +264,9 @@ class Api:
         def model() -> Model:
             found = self.serving.model(name)
             if version not in (None, found.artifact.version):
-                raise UnknownModel(f"{name} is loaded in version {found.artifact.version}, not {version[:80]}")
+                raise UnknownModel(
+                    f"{found.artifact.network} is loaded in version {found.artifact.version}, not {quoted(version)}"
+                )
             return found
 
         async def metadata(*_: object) -> Answer:
@@ -270,18 +278,7 @@ class Api:
             return {"ready": True}
 
         async def infer(scope: Scope, receive: Receive, deadline: float) -> Answer | Raw:
-            found = model()
-            body = await self.body(scope, receive, deadline)
-            artifact, most = found.artifact, self.serving.settings.max_queue
-            length = header(scope, oip.LENGTH)
-            asked = oip.parse(body, length, artifact.preprocess.shape, artifact.classes, most)
-            work = self.serving.infer(name, asked.images, deadline=deadline)
-            answer, raw = oip.render(asked, await unless_gone(receive, work), artifact, artifact.labels)
-            if not asked.binary:
-                return answer
-            said = encode(answer)
-            length_of_json = (oip.LENGTH, b"%d" % len(said))
-            return Raw(said + raw, b"application/octet-stream", (length_of_json,))
+            return await self.infer(model, scope, receive, deadline)
 
         known: dict[tuple[str, ...], dict[str, Handler]] = {
             (): {"GET": metadata},
@@ -293,6 +290,25 @@ class Api:
             raise UnknownModel("no such path; there are /v2/models/NETWORK, and /ready and /infer below it")
 
         return known.get(tuple(action), {"GET": unknown, "POST": unknown})
+
+    async def infer(self, model: Callable[[], Model], scope: Scope, receive: Receive, deadline: float) -> Answer | Raw:
+        """The protocol's answer of the model that `model` looks up, which raises if there is none."""
+        model()  # a request for what is not here is refused before its body is read
+        body, length = await self.body(scope, receive, deadline), header(scope, oip.LENGTH)
+        # Long JSON is read off the event loop.
+        long = oip.json_bytes(body, length) > oip.LONGEST_JSON
+        asked = await asyncio.to_thread(oip.read, body, length) if long else oip.read(body, length)
+        # Settled here, once, and with no wait until its queue has the images: a swap comes before or after.
+        found = model()
+        artifact = found.artifact
+        images = oip.check(asked, artifact.preprocess.shape, artifact.classes, self.serving.settings.max_queue)
+        scores = await unless_gone(receive, self.serving.infer(found, images, deadline=deadline))
+        answer, raw = oip.render(asked, scores, artifact, artifact.labels)
+        if not asked.binary:
+            return answer
+        said = encode(answer)
+        length_of_json = (oip.LENGTH, b"%d" % len(said))
+        return Raw(said + raw, b"application/octet-stream", (length_of_json,))
 
     # How the process is
 
@@ -337,8 +353,9 @@ class Api:
         """The body, if it is within the limit and here in time."""
         limit = self.serving.settings.max_body
         length = header(scope, b"content-length")
-        if length.isdigit() and int(length) > limit:
-            raise TooLarge(f"the body is {int(length):,} bytes; {limit:,} are allowed")
+        # A number of more digits is one that Python refuses to read at all.
+        if length.isdigit() and (len(length) > 18 or int(length) > limit):
+            raise TooLarge(f"the body is {length[:18].decode()} bytes; {limit:,} are allowed")
         try:
             async with asyncio.timeout_at(deadline):
                 chunks, size = [], 0
@@ -362,4 +379,4 @@ async def gather(asked: Iterable[Awaitable[Answer]]) -> list[Answer]:
 
 
 def bearer(token: str | None) -> bytes | None:
-    return None if token is None else b"Bearer " + token.encode()
+    return None if token is None else token.encode()
