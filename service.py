@@ -13,6 +13,7 @@ page and the clients. Its own route for `classify` is declared for these, and ne
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,12 @@ from serving import logs, supervisor
 from serving.api import Api
 from serving.classify import Serving, drain_before_exit
 from serving.connection import Connection
-from serving.settings import Settings, artifacts, check_address, check_temporary
+from serving.settings import Settings, artifacts, check_address, check_temporary, unknown
 
+log = logging.getLogger("bentoml.podium")
+
+logs.protect()
+supervisor.follow()
 try:
     with supervisor.starting():
         check_temporary()
@@ -64,6 +69,8 @@ class Podium:
     @bentoml.on_deployment
     @staticmethod
     def check() -> None:
+        for line in unknown(os.environ):
+            log.warning(line)
         try:
             asked = click.get_current_context(silent=True)
             if asked is not None and asked.params.get("port"):

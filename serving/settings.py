@@ -56,7 +56,9 @@ def tags(text: str) -> tuple[str, ...]:
 def secret(text: str) -> str:
     # A header's value is sent without the spaces around it.
     if text != text.strip() or not text or not text.isascii() or not text.isprintable():
-        raise ValueError("must be printable ASCII, not empty, without spaces around it; unset it to serve without a token")
+        raise ValueError(
+            "must be printable ASCII without spaces around it, and not empty; unset it to serve without one"
+        )
     return text
 
 
