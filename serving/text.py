@@ -45,7 +45,7 @@ def read_json(text: bytes, constant: Callable[[str], Any] = refuse_constant) -> 
             object_pairs_hook=_object,
         )
         if b"\\u" in text:  # the one way to half of a surrogate pair
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+            json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return value
