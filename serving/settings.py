@@ -104,15 +104,15 @@ def unknown(environment: Mapping[str, str]) -> list[str]:
     To be shown and not to fail on: an environment is shared, and one that was written for another version must not keep
     a server from starting.
     """
-    names = [f"PODIUM_{setting.name}" for setting in SETTINGS]
+    names = [setting.name for setting in SETTINGS]
     lines = []
-    for name in sorted(environment):
-        rest = name.removeprefix("PODIUM_")
-        if rest == name or name in names or rest in OTHERS or OTHER.fullmatch(rest):
+    for variable in sorted(environment):
+        name = variable.removeprefix("PODIUM_")
+        if name == variable or name in names or name in OTHERS or OTHER.fullmatch(name):
             continue
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
-        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        lines.append(f"{quoted(name)} is no setting and changes nothing; {meant}")
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+        meant = f"did you mean PODIUM_{near[0]}?" if near else f"there are PODIUM_{', '.join(names)}"
+        lines.append(f"{quoted(variable)} is no setting and changes nothing; {meant}")
     return lines
 
 
