@@ -274,7 +274,7 @@ def test_a_failure_after_the_handler_is_an_error_of_the_contract(
     async def test() -> None:
         async with started(tiny) as serving, client_of(serving) as client:
 
-            async def broken(*_: object) -> Any:
+            async def broken(*_: object, **__: object) -> Any:
                 return {"cycle": cycle}
 
             cycle: list[Any] = []
