@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import io
 import json
+import logging
 import os
 import signal
 import socket
@@ -537,3 +538,11 @@ def test_over_http_every_photograph_gets_pytorchs_answer(tmp_path: Path) -> None
             assert [p["probability"] for p in answer["predictions"]] == pytest.approx(best.values.tolist(), abs=1e-5)
             hits += answer["predictions"][0]["class_id"] == index
     assert hits >= 85, "the trained classifier gets nine of ten of these photographs right"
+
+
+def test_every_log_line_of_a_serving_process_is_one_line(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PODIUM_MODELS", tiny.tag)
+    importlib.import_module("service")
+    for name in ("uvicorn.error", "bentoml.worker.service", "asyncio", "bentoml.podium"):
+        record = logging.getLogger(name).makeRecord(name, logging.ERROR, "file", 1, "a\n%s", ("\x1b[31mb\u2028",), None)
+        assert record.getMessage() == "a\\n\\x1b[31mb\\u2028"
