@@ -6,8 +6,9 @@
     bentoml build        # a bento that carries the models PODIUM_MODELS names, else all in the store
 
 A request comes in through `serving.api.Api`, which reads and answers HTTP; `Serving.classify` decodes its image in a
-thread, queues it for the engine, and names the classes that come out. BentoML runs the process, `/metrics`, the OpenAPI
-page and the clients. Its own route for `classify` is declared for these, and never reached: `Api` answers first.
+thread, queues it for the engine, and names the classes that come out. BentoML runs the process, and its clients read
+`/schema.json` of its application. Its own route for `classify` is declared for that document, and never reached: `Api`
+hands no request on.
 """
 
 from __future__ import annotations

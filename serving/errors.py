@@ -39,12 +39,22 @@ class Unauthorized(RequestError):
     status, code = 401, "unauthorized"
 
 
+class NotFound(RequestError):
+    """The path is not one of ours."""
+
+    status, code = 404, "not_found"
+
+
 class UnknownModel(RequestError):
     status, code = 404, "unknown_model"
 
 
 class MethodNotAllowed(RequestError):
     status, code = 405, "method_not_allowed"
+
+    def __init__(self, message: str, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class SlowRequest(RequestError):

@@ -12,20 +12,20 @@ import re
 import secrets
 from collections.abc import Awaitable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.errors import RequestError
+from serving.errors import MethodNotAllowed, RequestError
 
 T = TypeVar("T")
 
 
 Header = tuple[bytes, bytes]
 
+JSON = b"application/json"
 
 # How long a client that is answered before it has sent all may go on, so that it reads the answer.
 LINGER = 1.0
@@ -35,44 +35,36 @@ class ClientGone(Exception):
     """Nobody is left to answer."""
 
 
-@dataclass(frozen=True)
-class Raw:
-    """An answer that is not JSON alone."""
+class Raw(NamedTuple):
+    """An answer in bytes."""
 
     body: bytes
     content_type: bytes
     headers: tuple[Header, ...] = ()
+    status: int = 200
 
 
 class Exchange:
-    """One request's way back: its id, echoed in the response, its status, and when it began."""
+    """One request's way back: its id, echoed in the response, its status, and when it began.
 
-    __slots__ = ("_send", "id", "started", "status")
+    A `bare` one is answered without the body, as HEAD asks.
+    """
 
-    def __init__(self, send: Send, asked: bytes) -> None:
-        self._send, self.started, self.status = send, perf_counter(), 500
+    __slots__ = ("_bare", "_send", "id", "started", "status")
+
+    def __init__(self, send: Send, asked: bytes, bare: bool) -> None:
+        self._send, self._bare, self.started, self.status = send, bare, perf_counter(), 500
         # A client's own id goes back as it came, if it can stand in a header and in a log.
         self.id = asked.decode("ascii") if ID.fullmatch(asked) else f"{PROCESS}-{next(NUMBER):x}"
 
-    async def send(self, message: Message) -> None:
-        """Pass on a message of another application's response."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self.id.encode())]}
-        await self._send(message)
-
-    async def reply(
-        self, status: int, body: bytes, headers: Iterable[Header] = (), content_type: bytes = b"application/json"
-    ) -> None:
+    async def reply(self, status: int, body: bytes, headers: Iterable[Header] = (), content_type: bytes = JSON) -> None:
         self.status = status
-        start = [
-            (b"content-type", content_type),
-            (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", self.id.encode()),
-            *headers,
-        ]
+        start = [(b"x-request-id", self.id.encode()), *headers]
+        if status != 304:  # which would have to give the length of what it does not send
+            start.append((b"content-type", content_type))
+            start.append((b"content-length", b"%d" % len(body)))
         await self._send({"type": "http.response.start", "status": status, "headers": start})
-        await self._send({"type": "http.response.body", "body": body})
+        await self._send({"type": "http.response.body", "body": b"" if self._bare else body})
 
 
 class Upload:
@@ -165,10 +157,6 @@ def writable(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int) else str(value)
 
 
-def reply_of(answer: dict[str, Any] | Raw) -> Raw:
-    return answer if isinstance(answer, Raw) else Raw(encode(answer), b"application/json")
-
-
 def credentials(scope: Scope) -> bytes:
     """The bearer token of the request; b"" if it has none, more than one, or another scheme.
 
@@ -193,4 +181,6 @@ def headers_of(error: RequestError) -> list[Header]:
         headers.append(CLOSE)
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allow.encode()))
     return headers

@@ -84,7 +84,7 @@ SETTINGS = (
     Setting("MAX_PIXELS",   "50000000",  number(1, MOST_PIXELS),                "most pixels of one image, width times height"),  # noqa: E501
     Setting("TIMEOUT_MS",   "10000",     number(1, 3_600_000, float),           "how long the head of a request may take, and then the request, from its body's first byte to its answer"),  # noqa: E501
     Setting("LOG",          "text",      one_of("text", "json"),                "lines of the serving process for people, or one JSON object each"),  # noqa: E501
-    Setting("TOKEN",        None,        secret,                                "bearer token that /classify, /compare, /models, /v2 and /ui/results.json then ask for"),  # noqa: E501
+    Setting("TOKEN",        None,        secret,                                "bearer token that everything then asks for but health, /metrics and the files of the page"),  # noqa: E501
     Setting("ADMIN_TOKEN",  None,        secret,                                "bearer token that /models/NETWORK/load and /unload ask for; unset, they are off"),  # noqa: E501
 )
 # fmt: on

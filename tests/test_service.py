@@ -239,7 +239,8 @@ def test_bentomls_pages_and_metrics_go_on_working(server: Server) -> None:
     operation = json.loads(server.ask("GET", "/docs.json")[1])["paths"]["/classify"]["post"]
     fields = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     assert set(fields) == {"image", "model", "top_k"}
-    assert server.ask("GET", "/livez")[0] == server.ask("GET", "/")[0] == 200
+    assert json.loads(server.ask("GET", "/schema.json")[1])["routes"][0]["route"] == "/classify"
+    assert (server.ask("GET", "/livez")[0], server.ask("GET", "/")[0]) == (200, 307)
     assert json.loads(server.ask("GET", "/models")[1])["default"] == "tiny"
 
 
