@@ -14,6 +14,7 @@ hands no request on.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,12 @@ from serving import logs, supervisor
 from serving.api import Api
 from serving.classify import Serving, drain_before_exit
 from serving.connection import Connection
-from serving.settings import Settings, artifacts, check_address, check_temporary
+from serving.settings import Settings, artifacts, check_address, check_temporary, unknown
 
+log = logging.getLogger("bentoml.podium")
+
+logs.protect()
+supervisor.follow()
 try:
     with supervisor.starting():
         check_temporary()
@@ -65,6 +70,8 @@ class Podium:
     @bentoml.on_deployment
     @staticmethod
     def check() -> None:
+        for line in unknown(os.environ):
+            log.warning(line)
         try:
             asked = click.get_current_context(silent=True)
             if asked is not None and asked.params.get("port"):

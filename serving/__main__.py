@@ -58,8 +58,10 @@ def bulk(options: argparse.Namespace) -> int:
             raise Usage(f"--{name.replace('_', '-')} {value} must be at least 1")
     from serving.inputs import Columns
     from serving.runtime import find
-    from serving.settings import Settings
+    from serving.settings import Settings, unknown
 
+    for line in unknown(os.environ):
+        print(f"python -m serving bulk: {line}", file=sys.stderr)
     settings, artifact = Settings.read(os.environ), find(options.model)
     from serving.bulk import PART_SIZE, classify, job
 

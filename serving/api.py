@@ -39,6 +39,7 @@ from serving.exchange import (
     Exchange,
     Raw,
     Upload,
+    credentials,
     described,
     encode,
     header,
@@ -50,6 +51,7 @@ from serving.images import Picture, check_content_type
 from serving.metrics import CONTENT_TYPE
 from serving.pages import Redirect, Results, files
 from serving.routes import Access, Endpoint, Route, Routes, written
+from serving.text import ECHO, printable, quoted
 
 log = logging.getLogger("bentoml.podium")
 
@@ -127,6 +129,7 @@ class Api:
             answer = await self.handle(route, scope, upload, deadline)
             raw = answer if isinstance(answer, Raw) else Raw(encode(answer), JSON)
         except ClientGone:
+            self.serving.metrics.failed("unknown", "client_gone")
             # The server drops it, but what may stand between it and us waits for an answer.
             await exchange.reply(GONE, b"")
         except RequestError as error:
@@ -136,7 +139,7 @@ class Api:
             if error.status >= 500:
                 log.warning(
                     "%s %s answered %d %s: %s request_id=%s",
-                    scope["method"], path[:80], error.status, error.code, error, exchange.id,
+                    scope["method"], printable(path[:ECHO]), error.status, error.code, error, exchange.id,
                     extra={logs.FIELDS: {"status": error.status, "code": error.code, "request_id": exchange.id}},
                 )  # fmt: skip
             await exchange.reply(error.status, encode(self.refused(error, path)), headers_of(error))
@@ -144,8 +147,9 @@ class Api:
             self.serving.metrics.failed("unknown", InferenceFailed.code)
             fields = {"status": 500, "code": InferenceFailed.code, "request_id": exchange.id}
             log.exception(
-                "%s %s failed request_id=%s", scope["method"], path[:80], exchange.id, extra={logs.FIELDS: fields}
-            )
+                "%s %s failed request_id=%s", scope["method"], printable(path[:ECHO]), exchange.id,
+                extra={logs.FIELDS: fields},
+            )  # fmt: skip
             await exchange.reply(500, encode(self.refused(InferenceFailed(OUR_FAULT), path)))
         else:
             headers = [*raw.headers, CLOSE] if self.serving.closing else raw.headers
@@ -168,7 +172,7 @@ class Api:
     def authorize(scope: Scope, expected: bytes | None, setting: str) -> None:
         if expected is None:
             raise Unauthorized(f"this is off; it takes a server that was started with {setting}, and that token")
-        if not hmac.compare_digest(header(scope, b"authorization"), expected):
+        if not hmac.compare_digest(credentials(scope), expected):
             raise Unauthorized(f"send the server's {setting} as `Authorization: Bearer TOKEN`")
 
     # What is answered
@@ -218,13 +222,17 @@ class Api:
 
     async def load(self, scope: Scope, *_: object) -> Answer:
         """Serve a network's newest version, or the one that `version` names, in place of the one that is loaded."""
-        wanted = dict(query(scope["query_string"]))
-        version = wanted.pop("version", "latest")
-        if wanted:
-            raise BadRequest(f"{next(iter(wanted))[:80]!r} is no parameter of load; there is version")
+        wanted = query(scope["query_string"])
+        if other := [name for name, _ in wanted if name != "version"]:
+            raise BadRequest(f"{quoted(other[0])} is no parameter of load; there is version")
+        if len(wanted) > 1:
+            raise BadRequest("version is given more than once; name one, or none for the newest")
+        version = wanted[0][1] if wanted else "latest"
         return (await self.serving.load(scope["path_params"]["NETWORK"], version)).summary()
 
     async def unload(self, scope: Scope, *_: object) -> Answer:
+        if wanted := query(scope["query_string"]):
+            raise BadRequest(f"{quoted(wanted[0][0])} is no parameter of unload; it takes none")
         return {"unloaded": (await self.serving.unload(scope["path_params"]["NETWORK"])).artifact.tag}
 
     async def results(self, *_: object) -> Answer:
@@ -246,7 +254,9 @@ class Api:
         name, version = scope["path_params"]["NETWORK"], scope["path_params"].get("VERSION")
         found = self.serving.model(name)
         if version not in (None, found.artifact.version):
-            raise UnknownModel(f"{name} is loaded in version {found.artifact.version}, not {version}")
+            raise UnknownModel(
+                f"{found.artifact.network} is loaded in version {found.artifact.version}, not {quoted(version)}"
+            )
         return found
 
     async def v2_metadata(self, scope: Scope, *_: object) -> Answer:
@@ -258,13 +268,17 @@ class Api:
         return {"ready": True}
 
     async def v2_infer(self, scope: Scope, receive: Receive, deadline: float) -> Answer | Raw:
+        self.v2_model(scope)  # a request for what is not here is refused before its body is read
+        body, length = await self.body(scope, receive, deadline), header(scope, oip.LENGTH)
+        # Long JSON is read off the event loop.
+        long = oip.json_bytes(body, length) > oip.LONGEST_JSON
+        asked = await asyncio.to_thread(oip.read, body, length) if long else oip.read(body, length)
+        # Settled here, once, and with no wait until its queue has the images: a swap comes before or after.
         found = self.v2_model(scope)
-        body = await self.body(scope, receive, deadline)
-        artifact, most = found.artifact, self.serving.settings.max_queue
-        length = header(scope, oip.LENGTH)
-        asked = oip.parse(body, length, artifact.preprocess.shape, artifact.classes, most)
-        work = self.serving.infer(artifact.network, asked.images, deadline=deadline)
-        answer, raw = oip.render(asked, await unless_gone(receive, work), artifact, artifact.labels)
+        artifact = found.artifact
+        images = oip.check(asked, artifact.preprocess.shape, artifact.classes, self.serving.settings.max_queue)
+        scores = await unless_gone(receive, self.serving.infer(found, images, deadline=deadline))
+        answer, raw = oip.render(asked, scores, artifact, artifact.labels)
         if not asked.binary:
             return answer
         said = encode(answer)
@@ -317,8 +331,9 @@ class Api:
         """The body, if it is within the limit and here in time."""
         limit = self.serving.settings.max_body
         length = header(scope, b"content-length")
-        if length.isdigit() and int(length) > limit:
-            raise TooLarge(f"the body is {int(length):,} bytes; {limit:,} are allowed")
+        # A number of more digits is one that Python refuses to read at all.
+        if length.isdigit() and (len(length) > 18 or int(length) > limit):
+            raise TooLarge(f"the body is {length[:18].decode()} bytes; {limit:,} are allowed")
         try:
             async with asyncio.timeout_at(deadline):
                 chunks, size = [], 0
@@ -342,4 +357,4 @@ async def gather(asked: Iterable[Awaitable[Answer]]) -> list[Answer]:
 
 
 def bearer(token: str | None) -> bytes | None:
-    return None if token is None else b"Bearer " + token.encode()
+    return None if token is None else token.encode()

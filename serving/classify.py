@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 import threading
 from collections.abc import Sequence
@@ -36,12 +37,16 @@ from serving.images import Picture
 from serving.metrics import Metrics
 from serving.runtime import Artifact, Runtime, Scores
 from serving.settings import Settings
+from serving.text import quoted
 
 log = logging.getLogger("bentoml.podium")
 
 Answer = dict[str, Any]
 
 TOP_K = 5
+
+# What BentoML's store may call a model or a version; never ":" or "/", which would make another tag or path of it.
+NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 
 class Model:
@@ -64,13 +69,17 @@ class Model:
     def predictions(self, scores: NDArray[np.float32], top_k: int) -> list[Answer]:
         """The `top_k` likeliest classes, likeliest first; of equals the one with the lower number first.
 
-        Raises `InferenceFailed` for scores that are no numbers.
+        Raises `InferenceFailed` for scores that are not finite.
         """
+        self.check_finite(scores)
+        best = runtime.likeliest(scores, top_k)
+        return [{**self.classes[i], "probability": round(float(scores[i]), 6)} for i in best]
+
+    def check_finite(self, scores: NDArray[np.float32]) -> None:
+        """Raises `InferenceFailed` for scores that are not finite."""
         if not np.isfinite(scores).all():
             log.error("%s gave scores that are not finite", self.artifact.tag)
             raise InferenceFailed(OUR_FAULT)
-        best = runtime.likeliest(scores, top_k)
-        return [{**self.classes[i], "probability": round(float(scores[i]), 6)} for i in best]
 
     def summary(self) -> Answer:
         """What a list of models says of this one, from its manifest."""
@@ -153,13 +162,20 @@ class Serving:
     async def load(self, network: str, version: str) -> Model:
         """Serve this version of `network` from now on; the one it replaces answers what it had accepted, and goes.
 
-        Raises `UnknownModel` where the store has no such model, and `Unloadable` where it cannot be run.
+        `version` is a whole version, or "latest". Raises `UnknownModel` where the store has no such model, and
+        `Unloadable` where it cannot be run.
         """
+        for text in (network, version):
+            if not NAME.fullmatch(text):
+                raise UnknownModel(f"{quoted(text)} is not a name or a version; `python -m export list` shows them")
         async with self._swap:
             try:
                 artifact = await asyncio.to_thread(runtime.find, f"{network}:{version}")
             except Failure as error:
                 raise UnknownModel(str(error)) from None
+            # The store takes the beginning of a version for the whole, and capitals for small letters.
+            if artifact.network != network or version not in ("latest", artifact.version):
+                raise UnknownModel(f"no exported model is called {quoted(f'{network}:{version}')}; write it in whole")
             if (old := self.models.get(artifact.network)) and old.artifact.version == artifact.version:
                 return old
             try:
@@ -218,9 +234,9 @@ class Serving:
             error.model = model.artifact.network
             raise
 
-    async def infer(self, name: str, batch: Pixels, *, deadline: float) -> Scores:
+    async def infer(self, model: Model, batch: Pixels, *, deadline: float) -> Scores:
         """The probabilities [n, classes] of pixels uint8 [n, height, width, channels]. Raises `RequestError`."""
-        started, model = perf_counter(), self.model(name)
+        started, name = perf_counter(), model.artifact.network
         waiting: list[asyncio.Task[Scored]] = []
         try:
             with ExitStack() as room:
@@ -229,6 +245,8 @@ class Serving:
                 asked = (model.batcher.submit(partial(np.asarray, image), deadline) for image in batch)
                 waiting = [asyncio.ensure_future(one) for one in asked]
                 scored = await asyncio.gather(*waiting)
+            scores = np.stack([one.scores for one in scored])
+            model.check_finite(scores)
         except RequestError as error:
             error.model = name
             raise
@@ -237,7 +255,7 @@ class Serving:
                 task.cancel()  # of one that failed, the others are no use
         for one in scored:
             self.metrics.observe(name, (None, one.queue, one.inference, perf_counter() - started))
-        return np.stack([one.scores for one in scored])
+        return scores
 
     def model(self, name: str | None) -> Model:
         """The model called `name`, else the default. Raises `UnknownModel`."""
@@ -247,7 +265,7 @@ class Serving:
             return self.models[name]
         except KeyError:
             raise UnknownModel(
-                f"no model is called {name[:80]!r}; there are {', '.join(self.models) or 'none'}"
+                f"no model is called {quoted(name)}; there are {', '.join(self.models) or 'none'}"
             ) from None
 
     @staticmethod

@@ -6,6 +6,11 @@ request, or one image, and touches no other.
 
 from __future__ import annotations
 
+from serving.text import printable
+
+# Characters; a message may repeat what a client sent, or what a library said of it.
+LONGEST = 1000
+
 CLOSING = "the server is shutting down; try again in a few seconds"
 OUR_FAULT = "the server failed on this request; its log says why"
 
@@ -19,6 +24,11 @@ class RequestError(Exception):
     retry_after: int | None = None
     # The model that was asked, for the metrics; never the client's own words, which could be anything.
     model = "unknown"
+
+    def __init__(self, message: str = "") -> None:
+        """`message` is kept on one line and within `LONGEST`, whatever a client's text in it is."""
+        message = printable(message)
+        super().__init__(message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}...")
 
 
 class BadRequest(RequestError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import secrets
 from collections.abc import Awaitable, Iterable
@@ -135,7 +136,37 @@ encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(
 
 
 def encode(answer: dict[str, Any]) -> bytes:
-    return encode_text(answer).encode()
+    """`answer` as JSON. Never raises: half of a surrogate pair is written as its escape, a number that is not finite as
+    null, and any other object as its text.
+    """
+    try:
+        text = encode_text(answer)
+    except (ValueError, TypeError):
+        text = encode_text(writable(answer))
+    # Python's escape of a surrogate, the one thing that UTF-8 cannot say, is also JSON's.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def writable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): writable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [writable(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def credentials(scope: Scope) -> bytes:
+    """The bearer token of the request; b"" if it has none, more than one, or another scheme.
+
+    The scheme's name may be written in any case (RFC 9110, 11.1).
+    """
+    sent = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(sent) != 1:
+        return b""
+    scheme, _, token = sent[0].partition(b" ")
+    return bytes(token) if scheme.lower() == b"bearer" else b""
 
 
 def described(error: RequestError) -> dict[str, Any]:

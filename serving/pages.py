@@ -7,7 +7,6 @@ path leads out of it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from starlette.types import Scope
 
 from serving.exchange import Raw
+from serving.text import read_json
 
 WEB = Path(__file__).with_name("web")
 ROOT = "/ui/"
@@ -120,26 +120,22 @@ class Results:
                 version = (status.st_mtime_ns, status.st_size)
                 known = self.known.get(path)
                 if known is None or known[0] != version:
-                    text = path.read_text("utf-8") if status.st_size <= LARGEST else ""
+                    text = path.read_bytes() if status.st_size <= LARGEST else b""
                     known = version, shown(text, path.relative_to(self.folder).as_posix())
             except (OSError, ValueError):
                 continue
             yield path, known
 
 
-def shown(text: str, name: str) -> dict[str, Any] | None:
+def shown(text: bytes, name: str) -> dict[str, Any] | None:
     """What the page shows of a result file; None for any other text, and for one in which nothing was measured."""
-
-    def refuse(constant: str) -> float:
-        raise ValueError(f"{constant} is no number")
-
     try:
-        document = json.loads(text, parse_constant=refuse)
+        document = read_json(text)
         if document["schema"] != SCHEMA:
             return None
         environment = {key: document["environment"].get(key) for key in ENVIRONMENT}
         records = [row(record) for record in document["records"] if record.get("scenario") is None]
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
     if not any(record["status"] == "ok" for record in records):
         return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
+import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from PIL import Image
 
 from models.console import Failure
 from serving.runtime import ENGINES, MANIFEST, Artifact, find
+from serving.text import quoted
 
 # Pillow stops at twice this by itself, and warns above it.
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
@@ -51,8 +54,11 @@ def tags(text: str) -> tuple[str, ...]:
 
 
 def secret(text: str) -> str:
-    if not text.strip() or not text.isascii() or not text.isprintable():
-        raise ValueError("must be printable ASCII and not empty; unset it to serve without a token")
+    # A header's value is sent without the spaces around it.
+    if text != text.strip() or not text or not text.isascii() or not text.isprintable():
+        raise ValueError(
+            "must be printable ASCII without spaces around it, and not empty; unset it to serve without one"
+        )
     return text
 
 
@@ -82,6 +88,32 @@ SETTINGS = (
     Setting("ADMIN_TOKEN",  None,        secret,                                "bearer token that /models/NETWORK/load and /unload ask for; unset, they are off"),  # noqa: E501
 )
 # fmt: on
+
+
+# What else is called PODIUM_... and is no mistake: read by other parts of the project and by the files of deploy/, or
+# set by Kubernetes in every pod for a service called podium or podium-SOMETHING.
+OTHERS = ("CACHE", "WEIGHTS_MIRROR", "SUPERVISOR_FD", "BIND", "FIGURES", "PEER")
+OTHER = re.compile(
+    r"REPLICA_\d+|(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+
+
+def unknown(environment: Mapping[str, str]) -> list[str]:
+    """A line for every variable `PODIUM_...` that nothing reads, with the setting whose name is most like it.
+
+    To be shown and not to fail on: an environment is shared, and one that was written for another version must not keep
+    a server from starting.
+    """
+    names = [setting.name for setting in SETTINGS]
+    lines = []
+    for variable in sorted(environment):
+        name = variable.removeprefix("PODIUM_")
+        if name == variable or name in names or name in OTHERS or OTHER.fullmatch(name):
+            continue
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+        meant = f"did you mean PODIUM_{near[0]}?" if near else f"there are PODIUM_{', '.join(names)}"
+        lines.append(f"{quoted(variable)} is no setting and changes nothing; {meant}")
+    return lines
 
 
 @dataclass(frozen=True)
