@@ -51,7 +51,7 @@ class Exchange:
     def __init__(self, send: Send, asked: bytes) -> None:
         self._send, self.started, self.status = send, perf_counter(), 500
         # A client's own id goes back as it came, if it can stand in a header and in a log.
-        self.id = asked.decode("ascii") if ID.fullmatch(asked) else f"{PROCESS}-{next(NUMBER):x}"
+        self.id = asked.decode("ascii") if ID.fullmatch(asked) else new_id()
 
     async def send(self, message: Message) -> None:
         """Pass on a message of another application's response."""
@@ -137,6 +137,10 @@ ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 PROCESS, NUMBER = secrets.token_hex(4), count(1)
+
+
+def new_id() -> str:
+    return f"{PROCESS}-{next(NUMBER):x}"
 
 
 encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(", ", ": ")).encode

@@ -13,7 +13,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from serving.connection import MAX_HEAD, Connection
+from serving.connection import Connection
+from serving.framing import MAX_HEAD
 from tests.test_service import Server, server  # noqa: F401, the fixture
 
 PATIENCE = 10.0
@@ -75,12 +76,12 @@ def refusal(answer: bytes) -> tuple[bytes, str]:
 
 
 def test_a_head_that_does_not_end_is_408() -> None:
-    answer = talk(b"POST /classify HTTP/1.1\r\n", *[b"X-Slow: a\r\n"] * 3, pause=Hasty.timeout / 10)
+    answer = talk(b"POST /classify HTTP/1.1\r\nHost: a\r\n", *[b"X-Slow: a\r\n"] * 3, pause=Hasty.timeout / 10)
     assert refusal(answer) == (b"408 Request Timeout", "request_timeout")
 
 
 def test_a_second_head_that_does_not_end_is_408() -> None:
-    answer = talk(b"GET / HTTP/1.1\r\n\r\nGET / HT")
+    answer = talk(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HT")
     assert answer.startswith(b"HTTP/1.1 200") and refusal(answer)[1] == "request_timeout"
 
 
@@ -100,16 +101,16 @@ def test_what_is_no_http_is_400() -> None:
 
 def test_a_large_body_behind_a_head_in_pieces_is_read() -> None:
     size = 4 * MAX_HEAD
-    head = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n" % size
-    answer = talk(head, b"\r\n" + bytes(size), b"GET / HT", b"TP/1.1\r\n\r\n", pause=0.05)
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n" % size
+    answer = talk(head, b"\r\n" + bytes(size), b"GET / HT", b"TP/1.1\r\nHost: a\r\n\r\n", pause=0.05)
     assert answer.count(b"200 OK") == 2 and b"\r\n\r\n%d" % size in answer
 
 
 def test_a_slow_body_and_a_slow_answer_are_not_the_heads() -> None:
-    answer = talk(b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\n", *[b"a"] * 4, pause=Hasty.timeout / 2)
+    answer = talk(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n", *[b"a"] * 4, pause=Hasty.timeout / 2)
     assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"\r\n\r\n4")
     # The head after it waits for that answer, and its own time begins only then.
-    answer = talk(b"GET /slow HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n", b"\r\n", pause=1.5 * Hasty.timeout)
+    answer = talk(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n", b"\r\n", pause=1.5 * Hasty.timeout)
     assert answer.count(b"200 OK") == 2
 
 
