@@ -114,7 +114,7 @@ class Api:
             # The server drops it, but what may stand between it and us waits for an answer.
             await exchange.reply(GONE, b"")
         except RequestError as error:
-            await upload.discard(self.serving.settings.max_body)
+            await upload.discard(self.serving.settings.max_body, header(scope, b"expect"))
             if error.status >= 500:
                 log.warning(
                     "%s %s answered %d %s: %s request_id=%s",

@@ -79,15 +79,21 @@ class Upload:
 
     def __init__(self, receive: Receive) -> None:
         self.receive = receive
-        self.ended = False
+        self.begun = self.ended = False
 
     async def __call__(self) -> Message:
+        self.begun = True
         message = await self.receive()
         self.ended = message["type"] != "http.request" or not message.get("more_body")
         return message
 
-    async def discard(self, most: int) -> None:
-        """Read on for a moment, up to `most` bytes: a connection closed on a sender may lose it our answer."""
+    async def discard(self, most: int, expect: bytes) -> None:
+        """Read on for a moment, up to `most` bytes: a connection closed on a sender may lose it our answer.
+
+        Not where the client's `Expect` header field says that it waits to be told: to read would tell it to send.
+        """
+        if expect.lower() == b"100-continue" and not self.begun:
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER):
                 while not self.ended and most > 0:

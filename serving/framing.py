@@ -130,7 +130,7 @@ class Framing:
             return  # said again by `_decline_upgrade`
         version, method = self.parser.get_http_version(), self.parser.get_method().decode("ascii")
         if version not in ("1.1", "1.0"):
-            raise BadRequest("the request's version may be HTTP/1.1 or HTTP/1.0")
+            raise BadRequest("the request's version must be HTTP/1.0 or HTTP/1.1")
         if method == "CONNECT":
             raise BadRequest("CONNECT asks for a tunnel, and this server is not a proxy")
         if self._hosts > 1 or (version == "1.1" and not self._hosts):
