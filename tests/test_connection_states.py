@@ -336,3 +336,101 @@ def test_good_requests_are_all_answered_in_order_in_whatever_pieces_they_come(se
         assert not half or wire.lost  # with the last answer, not by a timer
 
     run(script)
+
+
+GET = b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def after(*steps: Callable[[Wire], object], seconds: float, room: int = 1 << 30) -> Wire:
+    """The wire after these steps, each one settled, and so many seconds in which the client does nothing."""
+    wires = []
+
+    async def script(loop: Loop) -> None:
+        wire = Wire(loop, app, room)
+        wires.append(wire)
+        for step in steps:
+            step(wire)
+            await settle()
+        await asyncio.sleep(seconds)
+        wire.check()
+
+    run(script)
+    return wires[0]
+
+
+def sending(data: bytes) -> Callable[[Wire], object]:
+    return lambda wire: wire.send(data)
+
+
+def shutting_down(wire: Wire) -> None:
+    wire.protocol.shutdown()
+
+
+@pytest.mark.parametrize("byte", [b"G", b"\r", b"\n", b"\0"])
+def test_a_byte_behind_an_answer_does_not_keep_the_connection(byte: bytes) -> None:
+    wire = after(sending(GET % b"fast"), sending(byte), seconds=TIMEOUT + LINGER_S + 0.1)
+    assert wire.lost and answers(wire.came) == [b"fast"]
+
+
+def test_requests_sent_ahead_wait_for_the_answer_before_them_to_be_read() -> None:
+    many = GET % b"fast" * 20_000  # some 800 kB
+    ahead = [sending(many[at : at + PIECE]) for at in range(0, len(many), PIECE)]
+    wire = after(sending(GET % b"large"), *ahead, seconds=TIMEOUT / 2, room=1000)
+    assert not wire.lost and not wire.reading and wire.state.total_requests == 1 and not wire.state.tasks
+    wire = after(sending(GET % b"large"), *ahead, seconds=TIMEOUT + 0.1, room=1000)
+    assert wire.lost and wire.state.total_requests == 1
+
+
+def test_trailers_and_what_surrounds_chunks_are_not_held() -> None:
+    head = b"POST /fast HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    fields = b"X-Trailer: 1\r\n" * (PIECE // 14)
+    wire = after(sending(head + fields), sending(fields), seconds=0)
+    assert b" 431 " in wire.came and len(wire.protocol.headers) == 2
+
+
+def test_idle_connections_are_closed_at_once_by_a_shutdown() -> None:
+    assert after(shutting_down, seconds=0).lost
+    assert after(sending(GET % b"fast"), shutting_down, seconds=0).lost
+    assert after(sending(b"GET"), shutting_down, seconds=0).lost
+
+
+def test_what_is_under_way_at_a_shutdown_is_answered_and_what_is_behind_it_is_not() -> None:
+    wire = after(sending(GET % b"slow" + GET % b"fast"), shutting_down, seconds=TIMEOUT / 2 + 0.1)
+    assert wire.lost and answers(wire.came) == [b"slow"] and b"connection: close" in wire.came
+
+
+def test_an_answer_that_is_not_read_ends_with_a_shutdown() -> None:
+    wire = after(sending(GET % b"large"), shutting_down, seconds=GRACE + 0.1, room=1000)
+    assert wire.lost and wire.unread
+
+
+def test_an_answer_that_is_read_slowly_has_a_time_and_no_more() -> None:
+    def one_byte_a_second(wire: Wire) -> None:
+        for second in range(int(TIMEOUT)):
+            wire.loop.call_later(second, lambda: wire.lost or wire.read(1))
+
+    assert not after(sending(GET % b"large"), one_byte_a_second, seconds=TIMEOUT - 0.5, room=1000).lost
+    assert after(sending(GET % b"large"), one_byte_a_second, seconds=TIMEOUT + 0.1, room=1000).lost
+
+
+def test_a_connection_that_is_kept_costs_no_timer_for_each_request() -> None:
+    armed = 0
+
+    async def script(loop: Loop) -> None:
+        nonlocal armed
+        wire = Wire(loop, app)
+        arm = wire.protocol._arm
+
+        def counted() -> None:
+            nonlocal armed
+            armed += 1
+            arm()
+
+        wire.protocol._arm = counted  # type: ignore[method-assign]
+        for _ in range(100):
+            wire.send(GET % b"fast")
+            await settle()
+        assert wire.state.total_requests == 100
+
+    run(script)
+    assert armed <= 2
