@@ -80,7 +80,7 @@ SETTINGS = (
     Setting("MAX_QUEUE",    "64",        number(1, 100_000),                    "most unanswered images of one model; more are answered 429"),  # noqa: E501
     Setting("MAX_BODY_MB",  "20",        number(0.001, 2_000, float),           "largest request body, in units of 1,000,000 bytes"),  # noqa: E501
     Setting("MAX_PIXELS",   "50000000",  number(1, MOST_PIXELS),                "most pixels of one image, width times height"),  # noqa: E501
-    Setting("TIMEOUT_MS",   "10000",     number(1, 3_600_000, float),           "how long the head of a request may take, and then the request, from its body's first byte to its answer"),  # noqa: E501
+    Setting("TIMEOUT_MS",   "10000",     number(1, 3_600_000, float),           "how long the head of a request may take, then the request, from its body's first byte to its answer, and then the reading of that"),  # noqa: E501
     Setting("MAX_CONNECTIONS", "0",    number(0, 1_000_000),                  "most connections open at once; more are answered 503 and closed. 0: as many as the limit on open files allows"),  # noqa: E501
     Setting("LOG",          "text",      one_of("text", "json"),                "lines of the serving process for people, or one JSON object each"),  # noqa: E501
     Setting("TOKEN",        None,        secret,                                "bearer token that /classify, /compare, /models, /v2 and /ui/results.json then ask for"),  # noqa: E501
