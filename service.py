@@ -119,8 +119,9 @@ if tracing_wanted():
     Podium.add_asgi_middleware(Api, serving=serving)  # behind BentoML's tracing, which then sees every request
 else:
     Podium.__class__ = Fronted
-# BentoML starts uvicorn and leaves its choice of protocol to it.
-Connection.timeout = settings.timeout
+# BentoML starts uvicorn and leaves its choice of protocol to it, which is ours: a connection has bounds there.
+Connection.timeout, Connection.most = settings.timeout, settings.max_connections
+Connection.refused = staticmethod(lambda error: serving.metrics.failed(error.model, error.code))
 HTTP_PROTOCOLS["auto"] = f"{Connection.__module__}:{Connection.__name__}"
 # What `bentoml build` puts into the bento.
 Podium.models.extend(BentoModel(artifact.tag) for artifact in serving.artifacts)

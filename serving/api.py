@@ -135,7 +135,7 @@ class Api:
         except RequestError as error:
             if route is None or route.access != "open":  # a probe is told what is so; nothing failed
                 self.serving.metrics.failed(error.model, error.code)
-            await upload.discard(self.serving.settings.max_body)
+            await upload.discard(self.serving.settings.max_body, header(scope, b"expect"))
             if error.status >= 500:
                 log.warning(
                     "%s %s answered %d %s: %s request_id=%s",

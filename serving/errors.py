@@ -99,6 +99,10 @@ class NotReady(RequestError):
     status, code = 503, "not_ready"
 
 
+class TooManyConnections(RequestError):
+    status, code, retry_after = 503, "too_many_connections", 5
+
+
 class DeadlinePassed(RequestError):
     status, code = 504, "deadline_passed"
 

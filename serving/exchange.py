@@ -55,7 +55,7 @@ class Exchange:
     def __init__(self, send: Send, asked: bytes, bare: bool) -> None:
         self._send, self._bare, self.started, self.status = send, bare, perf_counter(), 500
         # A client's own id goes back as it came, if it can stand in a header and in a log.
-        self.id = asked.decode("ascii") if ID.fullmatch(asked) else f"{PROCESS}-{next(NUMBER):x}"
+        self.id = asked.decode("ascii") if ID.fullmatch(asked) else new_id()
 
     async def reply(self, status: int, body: bytes, headers: Iterable[Header] = (), content_type: bytes = JSON) -> None:
         self.status = status
@@ -72,15 +72,21 @@ class Upload:
 
     def __init__(self, receive: Receive) -> None:
         self.receive = receive
-        self.ended = False
+        self.begun = self.ended = False
 
     async def __call__(self) -> Message:
+        self.begun = True
         message = await self.receive()
         self.ended = message["type"] != "http.request" or not message.get("more_body")
         return message
 
-    async def discard(self, most: int) -> None:
-        """Read on for a moment, up to `most` bytes: a connection closed on a sender may lose it our answer."""
+    async def discard(self, most: int, expect: bytes) -> None:
+        """Read on for a moment, up to `most` bytes: a connection closed on a sender may lose it our answer.
+
+        Not where the client's `Expect` header field says that it waits to be told: to read would tell it to send.
+        """
+        if expect.lower() == b"100-continue" and not self.begun:
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER):
                 while not self.ended and most > 0:
@@ -130,6 +136,10 @@ ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 PROCESS, NUMBER = secrets.token_hex(4), count(1)
+
+
+def new_id() -> str:
+    return f"{PROCESS}-{next(NUMBER):x}"
 
 
 encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(", ", ": ")).encode

@@ -22,6 +22,10 @@ from serving.text import quoted
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 
 
+# Without a limit on open files; each connection takes some 10 kB while it waits.
+MOST_CONNECTIONS = 1 << 16
+
+
 def number(low: float, high: float, kind: type[int] | type[float] = int) -> Callable[[str], float]:
     def read(text: str) -> float:
         try:
@@ -82,7 +86,8 @@ SETTINGS = (
     Setting("MAX_QUEUE",    "64",        number(1, 100_000),                    "most unanswered images of one model; more are answered 429"),  # noqa: E501
     Setting("MAX_BODY_MB",  "20",        number(0.001, 2_000, float),           "largest request body, in units of 1,000,000 bytes"),  # noqa: E501
     Setting("MAX_PIXELS",   "50000000",  number(1, MOST_PIXELS),                "most pixels of one image, width times height"),  # noqa: E501
-    Setting("TIMEOUT_MS",   "10000",     number(1, 3_600_000, float),           "how long the head of a request may take, and then the request, from its body's first byte to its answer"),  # noqa: E501
+    Setting("TIMEOUT_MS",   "10000",     number(1, 3_600_000, float),           "how long the head of a request may take, then the request, from its body's first byte to its answer, and then the reading of that"),  # noqa: E501
+    Setting("MAX_CONNECTIONS", "0",    number(0, 1_000_000),                  "most connections open at once; more are answered 503 and closed. 0: as many as the limit on open files allows"),  # noqa: E501
     Setting("LOG",          "text",      one_of("text", "json"),                "lines of the serving process for people, or one JSON object each"),  # noqa: E501
     Setting("TOKEN",        None,        secret,                                "bearer token that everything then asks for but health, /metrics and the files of the page"),  # noqa: E501
     Setting("ADMIN_TOKEN",  None,        secret,                                "bearer token that /models/NETWORK/load and /unload ask for; unset, they are off"),  # noqa: E501
@@ -130,6 +135,7 @@ class Settings:
     max_body: int
     max_pixels: int
     timeout: float
+    max_connections: int
     log: str
     token: str | None
     admin_token: str | None
@@ -157,10 +163,27 @@ class Settings:
             max_body=int(values["MAX_BODY_MB"] * 1e6),
             max_pixels=values["MAX_PIXELS"],
             timeout=values["TIMEOUT_MS"] / 1e3,
+            max_connections=values["MAX_CONNECTIONS"] or connections_allowed(),
             log=values["LOG"],
             token=values["TOKEN"],
             admin_token=values["ADMIN_TOKEN"],
         )
+
+
+# Open files that are not connections: models, libraries, pipes, what the page serves.
+OTHER_FILES = 128
+
+
+def connections_allowed() -> int:
+    """The connections that the limit on open files leaves room for."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return MOST_CONNECTIONS
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    return min(max(limit - OTHER_FILES, limit // 2), MOST_CONNECTIONS)
 
 
 def check_address(host: str, port: int) -> None:
