@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from time import perf_counter
 from types import FrameType
@@ -35,6 +35,7 @@ from serving.errors import (
 from serving.images import Picture
 from serving.metrics import Metrics
 from serving.runtime import Artifact, Runtime, Scores
+from serving.sandbox import Sandbox
 from serving.settings import Settings
 
 log = logging.getLogger("bentoml.podium")
@@ -42,6 +43,14 @@ log = logging.getLogger("bentoml.podium")
 Answer = dict[str, Any]
 
 TOP_K = 5
+
+# Seconds that a shutdown grants, after the last deadline of a request, to what has not ended by itself.
+GRACE = 2.0
+
+
+def costly_decoders(cores: int) -> int:
+    """How many images may be decoded in processes of their own at a time: half of the cores stay with the others."""
+    return max(1, cores // 2)
 
 
 class Model:
@@ -106,7 +115,9 @@ class Serving:
     async def start(self) -> None:
         """Load and warm every model; ready after."""
         # On one core, too, one thread decodes while another waits for a GPU.
-        self.workers = Workers(runtime.cores() + 1)  # one waits for the engine, whose threads are its own
+        self.sandbox = Sandbox(costly_decoders(runtime.cores()))
+        # One waits for the engine, whose threads are its own.
+        self.workers = Workers(runtime.cores() + 1, self.sandbox.size)
         self._idle = asyncio.Event()
         self._swap = asyncio.Lock()
         runtime.bound_heap()
@@ -189,7 +200,7 @@ class Serving:
         await asyncio.to_thread(runtime.give_back_memory)
 
     def picture(self, body: bytes) -> Picture:
-        return Picture(body, self.settings.max_pixels)
+        return Picture(body, self.settings.image, self.sandbox)
 
     async def classify(
         self, picture: Picture, name: str | None = None, top_k: int | None = None, *, deadline: float
@@ -201,7 +212,7 @@ class Serving:
             top_k = self.top_k(model, top_k)
             with model.batcher.admit():  # 429: before any work is put into it
                 # 413, 415, 422 for this image alone, 504 past its deadline.
-                scored = await model.batcher.submit(partial(picture.pixels, model.recipe), deadline)
+                scored = await model.batcher.submit(partial(picture.prepare, model.recipe), deadline)
             predictions = model.predictions(scored.scores, top_k)
         except RequestError as error:
             error.model = model.artifact.network
@@ -283,22 +294,38 @@ class Serving:
         if not self.metrics.inflight:
             self._idle.set()
 
+    def unready(self) -> str:
+        """Why no request should come here now; "" if it may."""
+        if not self.ready:
+            return "shutting down" if self.closing else "loading the models"
+        if not self.models:
+            return "no model is loaded"
+        return self.workers.stalled(self.settings.timeout)
+
     async def drain(self) -> None:
-        """Not ready from now on; returns when every request under way is answered."""
+        """Not ready from now on; returns when every request under way is answered, or past its deadline."""
         self.closing, self.ready = True, False
-        while self.metrics.inflight:
-            self._idle.clear()
-            await self._idle.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.timeout + GRACE):
+                while self.metrics.inflight:
+                    self._idle.clear()
+                    await self._idle.wait()
 
     async def stop(self) -> None:
         await self.drain()
-        for model in self.models.values():
-            await model.batcher.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GRACE):
+                for model in self.models.values():
+                    await model.batcher.close()
         # Waits for the threads' last calls, off the event loop.
         await asyncio.to_thread(self._release)
 
     def _release(self) -> None:
-        self.workers.close()
+        self.sandbox.close()
+        if not self.workers.close(GRACE):
+            # An engine is not closed under a call of it. The threads are daemons, and end with the process.
+            log.warning("a worker did not end within %g s; the process ends without it", GRACE)
+            return
         for model in self.models.values():
             model.runtime.close()
 
