@@ -20,11 +20,13 @@ COLOUR, GREY, DEEP_GREY = 4, 1, 2
 
 # Processor nanoseconds for a pixel, on a core of 2.3 to 3 GHz, of the costliest ordinary image found of each kind.
 # `benchmarks/costly_images.py` makes them.
-NANOSECONDS = {"JPEG": 30, "PNG": 40, "WEBP": 80, "BMP": 8, "GIF": 40, "TIFF": 60, "RLE": 200}
+NANOSECONDS = {"JPEG": 25, "PNG": 60, "WEBP": 80, "BMP": 8, "GIF": 40, "TIFF": 60, "RLE": 200}
 SCAN_NANOSECONDS = 1.0  # for each scan of a JPEG and each pixel, even if the scan is empty
+BYTE_NANOSECONDS = 15.0  # for each byte of a JPEG's scans
 
 # Of a JPEG's segments before its picture. A camera writes ten, a depth map in extended XMP two hundred.
 MOST_SEGMENTS, PLAIN_SEGMENTS = 1024, 64
+MOST_EXIFS = 32  # Pillow copies those before to add one
 PLAIN_METADATA = 256 << 10  # bytes; Pillow walks some of it in Python
 PLAIN_SCANS = 32  # libjpeg's own script for a progressive picture has 10
 PLAIN_CHUNKS = 4096  # of a PNG; at 8 kB each they hold 32 MB
@@ -84,6 +86,10 @@ def jpeg(body: bytes) -> Head:
             frame = at
         elif marker == 0xE1 and body[at + 4 : at + 10] == b"Exif\0\0":
             exifs += 1
+            if exifs > MOST_EXIFS:
+                raise TooLarge(
+                    f"the JPEG has more than {MOST_EXIFS} segments of EXIF data; save it without its metadata"
+                )
             known, turned = directory(body, at + 10, at + 2 + size)
             unusual = unusual or known
         elif marker == 0xE2 and body[at + 4 : at + 8] == b"MPF\0":
@@ -110,8 +116,9 @@ def jpeg_frame(body: bytes, frame: int, scan: int, turned: bool, unusual: str) -
     if marker not in (0xC0, 0xC1, 0xC2):
         unusual = unusual or "it is not Huffman-coded in 8 by 8 blocks"
         coefficients = 2.0 * components
-    peak = max(stored + coefficients, 2 * stored if turned else 0)
-    more = (scans - 1) * width * height * SCAN_NANOSECONDS / 1e9
+    # Beside the pixels: the coefficients, then the picture turned, or brought to RGB.
+    peak = stored + max(coefficients, COLOUR if turned or components != 3 else 0)
+    more = ((scans - 1) * width * height * SCAN_NANOSECONDS + (len(body) - scan) * BYTE_NANOSECONDS) / 1e9
     return costs("JPEG", width, height, peak, unusual, more)
 
 
@@ -144,7 +151,7 @@ def png(body: bytes) -> Head:
     width, height, depth, colour, interlaced = struct.unpack_from(">IIBBxxB", body, 16)
     if body[12:16] != b"IHDR":
         return unread("it does not begin with IHDR")
-    at, chunks, texts, others, unusual, clear = 8, 0, 0, 0, "", colour in (4, 6)
+    at, chunks, texts, others, unusual = 8, 0, 0, 0, ""
     end = len(body)
     while at + 8 <= end and not unusual:
         size, kind = struct.unpack_from(">I4s", body, at)
@@ -153,7 +160,6 @@ def png(body: bytes) -> Head:
             break
         if kind != b"IDAT":
             others += size
-            clear = clear or kind == b"tRNS"
             if kind in (b"zTXt", b"iTXt", b"iCCP"):
                 texts += 1
             if kind == b"eXIf":
@@ -168,9 +174,8 @@ def png(body: bytes) -> Head:
     if interlaced:
         unusual = unusual or "it is interlaced"
     deep = DEEP_GREY if depth == 16 else GREY
-    stored = COLOUR if colour in (2, 4, 6) else deep
-    # It is turned, or laid over white, into another picture; turning may follow that.
-    return costs("PNG", width, height, COLOUR * 2 if clear or stored == COLOUR else stored + COLOUR, unusual)
+    # Beside the pixels the picture turned, brought to RGB, or laid over white.
+    return costs("PNG", width, height, (COLOUR if colour in (2, 4, 6) else deep) + COLOUR, unusual)
 
 
 def webp(body: bytes) -> Head:

@@ -140,10 +140,10 @@ def decode_here(body: bytes, name: str, recipe: Preprocess, max_pixels: int) -> 
         image.load()
         check_size(image.size, recipe, max_pixels)
         turn = orientation(image)
-        image = opaque(released(image), recipe.mode)
+        image = released(image)
         if turn is not None:
             image = image.transpose(turn)
-        return pixels(image, recipe)
+        return pixels(opaque(image, recipe.mode), recipe)
     except (TooLarge, DamagedImage):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

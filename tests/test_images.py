@@ -122,7 +122,7 @@ def test_a_photograph_sent_has_the_pixels_of_the_same_photograph_opened() -> Non
     if not folder.is_dir():
         pytest.skip(f"no photographs at {SHARED}")
     for path in sorted(folder.glob("*.JPEG")):
-        sent = decode(path.read_bytes(), Preprocess(), 50_000_000)
+        sent = decode(path.read_bytes(), Preprocess(), Limits(50_000_000))
         assert np.array_equal(sent, whole(Image.open(path).convert("RGB"), Preprocess())), path.name
 
 
