@@ -131,7 +131,7 @@ def samples(body: bytes, frame: int, components: int) -> float:
 
 def directory(body: bytes, begin: int, end: int) -> tuple[str, bool]:
     """Why the EXIF directory at `begin` is costly to read, "" if it is not; and whether it may turn the picture."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(body[begin : begin + 4])
+    order, end = {b"II*\0": "<", b"MM\0*": ">"}.get(body[begin : begin + 4]), min(end, len(body))
     if order is None or begin + 8 > end:
         return "", False
     (first,) = struct.unpack_from(f"{order}I", body, begin + 4)
@@ -163,7 +163,7 @@ def png(body: bytes) -> Head:
             if kind in (b"zTXt", b"iTXt", b"iCCP"):
                 texts += 1
             if kind == b"eXIf":
-                unusual = directory(body, at + 8, min(end, at + 8 + size))[0]
+                unusual = directory(body, at + 8, at + 8 + size)[0]
             elif kind[1:] in (b"cTL", b"dAT"):
                 unusual = "it is an animation"
             elif body[at + 8 : at + 25] == b"Raw profile type ":
@@ -191,11 +191,11 @@ def webp(body: bytes) -> Head:
         unusual = webp_chunks(body)
     else:
         return unread("its first chunk is unknown")
-    # libwebp's two canvases, its own picture, and Pillow's copy: 16 bytes a pixel, and a transparent one's 4 more.
+    # libwebp's two canvases, its own picture, and Pillow's copy of that.
     return costs("WEBP", width, height, WEBP_BYTES, unusual)
 
 
-WEBP_BYTES = 20
+WEBP_BYTES = 17
 
 
 def webp_chunks(body: bytes) -> str:
@@ -208,7 +208,7 @@ def webp_chunks(body: bytes) -> str:
             return "it is an animation"
         if kind == b"EXIF":
             begin = at + 8 + 6 * (body[at + 8 : at + 14] == b"Exif\0\0")
-            if why := directory(body, begin, min(len(body), at + 8 + size)):
+            if why := directory(body, begin, at + 8 + size):
                 return why[0]
         at += 8 + size + (size & 1)
     return "it has more than 16 chunks"

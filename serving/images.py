@@ -21,6 +21,7 @@ from models.preprocess import Pixels, Preprocess, flatten, full_scale, pixels
 from serving import heads
 from serving.costly import Costly
 from serving.errors import DamagedImage, TooLarge, UnsupportedImage
+from serving.heads import Head
 from serving.limits import Limits
 from serving.sandbox import Sandbox, shared
 
@@ -110,24 +111,32 @@ def check(body: bytes, recipe: Preprocess, limits: Limits) -> tuple[str, bool]:
     """
     name = image_format(body)
     head = heads.read(name, body)
-    scaled = 0
     if head.width and head.height:
-        size = (head.width, head.height)
-        check_size(size, recipe, limits.pixels)
-        scaled = recipe.resize * recipe.resize * max(size) // min(size)
-    memory = head.memory + 2 * heads.COLOUR * scaled
-    if memory > limits.memory:
+        check_size((head.width, head.height), recipe, limits.pixels)
+    taken = memory(head, recipe)
+    if taken > limits.memory:
         raise TooLarge(
-            f"decoding this {name} of {head.width:,} x {head.height:,} pixels takes {memory / 1e6:,.0f} MB; "
+            f"decoding this {name} of {head.width:,} x {head.height:,} pixels takes {taken / 1e6:,.0f} MB; "
             f"{limits.memory / 1e6:,.0f} are allowed; send it smaller, or as a plain JPEG"
         )
-    seconds = head.seconds + scaled * SCALING_SECONDS
+    seconds = head.seconds + scaled(head, recipe) * SCALING_SECONDS
     if seconds > CERTAINLY * limits.seconds:
         raise TooLarge(
             f"decoding this {name} of {head.width:,} x {head.height:,} pixels takes about {seconds:,.0f} s "
             f"of processor time; {limits.seconds:,g} are allowed; send it smaller, or saved anew as a plain JPEG"
         )
-    return name, not head.unusual and memory <= HERE_BYTES and seconds <= min(HERE_SECONDS, limits.seconds)
+    return name, not head.unusual and taken <= HERE_BYTES and seconds <= min(HERE_SECONDS, limits.seconds)
+
+
+def scaled(head: Head, recipe: Preprocess) -> int:
+    """Pixels of the image once its short side is `recipe.resize`: 116,000 of a photograph, millions of a long line."""
+    short = min(head.width, head.height)
+    return recipe.resize * recipe.resize * max(head.width, head.height) // short if short else 0
+
+
+def memory(head: Head, recipe: Preprocess) -> int:
+    """Bytes that decoding and scaling take at their peak, beside the encoded image."""
+    return head.memory + 2 * heads.COLOUR * scaled(head, recipe)
 
 
 def decode_here(body: bytes, name: str, recipe: Preprocess, max_pixels: int) -> Pixels:

@@ -83,9 +83,9 @@ def test_past_its_processor_time_an_image_fails_alone(one: Sandbox) -> None:
 def test_memory_past_its_limit_is_refused(one: Sandbox) -> None:
     limits = Limits(1_000_000)
     with pytest.raises((TooLarge, DamagedImage)):
-        ask(one, one_tile(), limits)  # 900 MB
+        ask(one, one_tile(12_000), limits)  # 144 MB
     status = Path(f"/proc/{child(one).pid}/status").read_text("ascii")
-    assert int(status.partition("VmHWM:")[2].split()[0]) * 1024 < limits.memory + 64e6
+    assert int(status.partition("VmHWM:")[2].split()[0]) * 1024 < limits.memory + 48e6
     with pytest.raises((TooLarge, DamagedImage)):
         ask(one, encoded(Image.new("RGB", (20_000, 900)), "TIFF"), limits)
     assert ask(one, encoded(photograph()), limits).shape == (32, 32, 3)
@@ -167,7 +167,7 @@ print(one._idle[0].process.pid, flush=True)
 
 @pytest.mark.parametrize(
     "then",
-    ["sys.stdin.read()", "one.decode(run_lengths(4000, 8), 'BMP', Preprocess(), Limits(20_000_000, 2.0))"],
+    ["sys.stdin.read()", "one.decode(run_lengths(4000, 8), 'BMP', Preprocess(), Limits(20_000_000, 1.0))"],
     ids=["idle", "at work"],
 )
 def test_a_child_ends_with_a_server_that_is_killed(then: str) -> None:
