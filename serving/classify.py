@@ -33,6 +33,7 @@ from serving.errors import (
     Unloadable,
 )
 from serving.images import Picture
+from serving.limits import costly_decoders
 from serving.metrics import Metrics
 from serving.runtime import Artifact, Runtime, Scores
 from serving.sandbox import Sandbox
@@ -46,11 +47,6 @@ TOP_K = 5
 
 # Seconds that a shutdown grants, after the last deadline of a request, to what has not ended by itself.
 GRACE = 2.0
-
-
-def costly_decoders(cores: int) -> int:
-    """How many images may be decoded in processes of their own at a time: half of the cores stay with the others."""
-    return max(1, cores // 2)
 
 
 class Model:

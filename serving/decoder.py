@@ -18,7 +18,7 @@ from PIL import Image
 from models.preprocess import Preprocess
 from serving.errors import DamagedImage, RequestError
 from serving.images import decode_here, printable
-from serving.limits import Limits
+from serving.limits import BODY_COPIES, Limits
 
 LENGTH = struct.Struct("<I")
 PIXELS, ERROR, READY = b"P", b"E", b"R"
@@ -60,7 +60,7 @@ def answer(asked: dict[str, Any], body: bytes, begin: int, said: Said) -> bytes:
     recipe = Preprocess(**asked["recipe"])
     limits = Limits(**asked["limits"])
     try:
-        with within(limits, begin, 3 * len(body)):  # the body is read, held as a file, and by some decoders copied
+        with within(limits, begin, BODY_COPIES * len(body)):
             pixels = decode_here(body, asked["name"], recipe, limits.pixels)
     except RequestError as error:
         code, told = error.code, str(error)

@@ -22,7 +22,7 @@ from serving import heads
 from serving.costly import Costly
 from serving.errors import DamagedImage, TooLarge, UnsupportedImage
 from serving.heads import Head
-from serving.limits import Limits
+from serving.limits import HERE_BYTES, HERE_SECONDS, Limits
 from serving.sandbox import Sandbox, shared
 
 # The formats we take, by the bytes they begin with.
@@ -64,9 +64,6 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# An image is decoded in this process if its memory and time are below these; one worker thread then holds, or is held
-# up by, no more. 128 MB are a JPEG of 32 megapixels, or of 16 if it is to be turned.
-HERE_BYTES, HERE_SECONDS = 128_000_000, 1.0
 # An estimate this far over the budget is no longer a matter of the processor's speed.
 CERTAINLY = 2.0
 SCALING_SECONDS = 20e-9  # for each pixel that an image is scaled to

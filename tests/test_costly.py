@@ -33,7 +33,7 @@ from serving import heads
 from serving import images as decoding
 from serving.errors import RequestError, TooLarge
 from serving.images import check, image_format, opaque
-from serving.limits import Limits
+from serving.limits import ASIDE_BYTES, BODY_COPIES, Limits
 from serving.sandbox import Sandbox
 from tests.conftest import SHARED
 from tests.test_images import encoded, photograph
@@ -44,8 +44,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 SIDE = 1500
 LIMITS = Limits(pixels=SIDE * SIDE, seconds=2.0)
 RECIPE = Preprocess()
-# Of a process that has decoded nothing yet: strips, tables, and what the allocator keeps.
-ASIDE = 40e6
 CORPUS = list(images(SIDE))
 
 
@@ -100,13 +98,13 @@ def test_no_image_costs_more_than_it_may(one: Sandbox, costly: Costly) -> None:
         return
     grown, seconds = peak(process) - held, sum(process.cpu_times()[:2]) - used
     assert seconds < LIMITS.seconds + 0.5
-    assert grown < LIMITS.memory + 3 * len(body)
+    assert grown < LIMITS.memory + BODY_COPIES * len(body)
     if ordinary:  # nothing else bounds these
         assert seconds < 3 * head.seconds + 0.2
-        assert grown < head.memory + 3 * len(body) + ASIDE
+        assert grown < head.memory + BODY_COPIES * len(body) + ASIDE_BYTES
     elif head.width:
         # The formula of the docs.
-        assert grown < decoding.memory(head, RECIPE) + 3 * len(body) + ASIDE
+        assert grown < decoding.memory(head, RECIPE) + BODY_COPIES * len(body) + ASIDE_BYTES
 
 
 def test_the_corpus_is_the_same_every_time_and_meets_every_fate() -> None:

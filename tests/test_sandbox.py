@@ -20,7 +20,7 @@ from models.preprocess import Preprocess
 from serving import sandbox
 from serving.errors import Closing, DamagedImage, InferenceFailed, Overloaded, RequestError, TooLarge
 from serving.images import decode_here, image_format
-from serving.limits import Limits
+from serving.limits import CHILD_BYTES, Limits
 from serving.sandbox import Sandbox
 from tests.conftest import ROOT
 from tests.test_images import encoded, photograph
@@ -63,7 +63,7 @@ def test_a_child_is_warm_small_and_knows_no_secret(one: Sandbox, monkeypatch: py
     process = child(one)
     ask(one, encoded(photograph()))
     assert child(one) == process
-    assert process.memory_info().rss < 64e6
+    assert process.memory_info().rss < CHILD_BYTES * 1.2
     assert not {"PODIUM_TOKEN", "torch"} & {*process.environ(), *process.cmdline()}
     assert process.nice() > psutil.Process().nice()
 
@@ -155,7 +155,7 @@ STARTS = """
 import sys
 from benchmarks.campaigns.costly_images import run_lengths
 from models.preprocess import Preprocess
-from serving.limits import Limits
+from serving.limits import CHILD_BYTES, Limits
 from serving.sandbox import Sandbox
 from tests.test_images import encoded, photograph
 one = Sandbox(1)
