@@ -350,6 +350,8 @@ class Batcher:
             self._since_batch += 1
             if item.pixels is not None and not item.answer.done():
                 self._ready[item] = None
+        if item.pixels is None:
+            self.on_depth(self._depth)  # of the others the engine's call tells
 
     def _hand_over(self, item: Waiting, costly: Costly) -> None:
         item.prepare = costly.prepare

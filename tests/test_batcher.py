@@ -428,6 +428,21 @@ def test_a_costly_image_that_is_damaged_fails_alone() -> None:
     run(test)
 
 
+def test_an_image_that_fails_waits_no_more() -> None:
+    def broken() -> Pixels:
+        raise DamagedImage("cut off")
+
+    async def test() -> None:
+        depths: list[float] = []
+        async with batcher(Gate(), on_depth=depths.append) as to:
+            for prepare in (broken, lambda: Costly(broken)):
+                with to.admit(), pytest.raises(DamagedImage):
+                    await to.submit(prepare, soon())
+                await until(lambda: depths[-1] == 0)
+
+    run(test)
+
+
 # --- progress ---------------------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ ARROWS = {
         "export.store",
         "export.to_engine",
         "export.to_onnx",
+        "serving.limits",
         "serving.power",
         "serving.runtime",
     ),
