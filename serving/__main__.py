@@ -73,7 +73,7 @@ def bulk(options: argparse.Namespace) -> int:
         top_k=options.top_k,
         part_size=options.part_size or PART_SIZE,
         columns=Columns(options.image_column, options.id_column),
-        max_pixels=settings.max_pixels,
+        image=settings.image,
         max_bytes=settings.max_body,
     )
     summary = classify(wanted, artifact, options.source, options.out, address=options.ray_address, cores=options.cores)

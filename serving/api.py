@@ -297,10 +297,8 @@ class Api:
         return {"live": True}
 
     async def readyz(self, *_: object) -> Answer:
-        if not self.serving.ready:
-            raise NotReady("shutting down" if self.serving.closing else "loading the models")
-        if not self.serving.models:
-            raise NotReady("no model is loaded")
+        if reason := self.serving.unready():
+            raise NotReady(reason)
         return {"ready": True}
 
     # How a request is read

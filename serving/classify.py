@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from time import perf_counter
 from types import FrameType
@@ -34,8 +34,10 @@ from serving.errors import (
     Unloadable,
 )
 from serving.images import Picture
+from serving.limits import costly_decoders
 from serving.metrics import Metrics
 from serving.runtime import Artifact, Runtime, Scores
+from serving.sandbox import Sandbox
 from serving.settings import Settings
 from serving.text import quoted
 
@@ -47,6 +49,8 @@ TOP_K = 5
 
 # What BentoML's store may call a model or a version; never ":" or "/", which would make another tag or path of it.
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+# Seconds that a shutdown grants, after the last deadline of a request, to what has not ended by itself.
+GRACE = 2.0
 
 
 class Model:
@@ -115,7 +119,9 @@ class Serving:
     async def start(self) -> None:
         """Load and warm every model; ready after."""
         # On one core, too, one thread decodes while another waits for a GPU.
-        self.workers = Workers(runtime.cores() + 1)  # one waits for the engine, whose threads are its own
+        self.sandbox = Sandbox(costly_decoders(runtime.cores()))
+        # One waits for the engine, whose threads are its own.
+        self.workers = Workers(runtime.cores() + 1, self.sandbox.size)
         self._idle = asyncio.Event()
         self._swap = asyncio.Lock()
         runtime.bound_heap()
@@ -205,7 +211,7 @@ class Serving:
         await asyncio.to_thread(runtime.give_back_memory)
 
     def picture(self, body: bytes) -> Picture:
-        return Picture(body, self.settings.max_pixels)
+        return Picture(body, self.settings.image, self.sandbox)
 
     async def classify(
         self, picture: Picture, name: str | None = None, top_k: int | None = None, *, deadline: float
@@ -217,7 +223,7 @@ class Serving:
             top_k = self.top_k(model, top_k)
             with model.batcher.admit():  # 429: before any work is put into it
                 # 413, 415, 422 for this image alone, 504 past its deadline.
-                scored = await model.batcher.submit(partial(picture.pixels, model.recipe), deadline)
+                scored = await model.batcher.submit(partial(picture.prepare, model.recipe), deadline)
             predictions = model.predictions(scored.scores, top_k)
         except RequestError as error:
             error.model = model.artifact.network
@@ -301,22 +307,38 @@ class Serving:
         if not self.metrics.inflight:
             self._idle.set()
 
+    def unready(self) -> str:
+        """Why no request should come here now; "" if it may."""
+        if not self.ready:
+            return "shutting down" if self.closing else "loading the models"
+        if not self.models:
+            return "no model is loaded"
+        return self.workers.stalled(self.settings.timeout)
+
     async def drain(self) -> None:
-        """Not ready from now on; returns when every request under way is answered."""
+        """Not ready from now on; returns when every request under way is answered, or past its deadline."""
         self.closing, self.ready = True, False
-        while self.metrics.inflight:
-            self._idle.clear()
-            await self._idle.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.timeout + GRACE):
+                while self.metrics.inflight:
+                    self._idle.clear()
+                    await self._idle.wait()
 
     async def stop(self) -> None:
         await self.drain()
-        for model in self.models.values():
-            await model.batcher.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GRACE):
+                for model in self.models.values():
+                    await model.batcher.close()
         # Waits for the threads' last calls, off the event loop.
         await asyncio.to_thread(self._release)
 
     def _release(self) -> None:
-        self.workers.close()
+        self.sandbox.close()
+        if not self.workers.close(GRACE):
+            # An engine is not closed under a call of it. The threads are daemons, and end with the process.
+            log.warning("a worker did not end within %g s; the process ends without it", GRACE)
+            return
         for model in self.models.values():
             model.runtime.close()
 

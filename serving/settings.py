@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from models.console import Failure
+from serving.limits import Limits
 from serving.runtime import ENGINES, MANIFEST, Artifact, find
 from serving.text import quoted
 
@@ -86,6 +87,7 @@ SETTINGS = (
     Setting("MAX_QUEUE",    "64",        number(1, 100_000),                    "most unanswered images of one model; more are answered 429"),  # noqa: E501
     Setting("MAX_BODY_MB",  "20",        number(0.001, 2_000, float),           "largest request body, in units of 1,000,000 bytes"),  # noqa: E501
     Setting("MAX_PIXELS",   "50000000",  number(1, MOST_PIXELS),                "most pixels of one image, width times height"),  # noqa: E501
+    Setting("IMAGE_CPU_MS", "4000",      number(1, 600_000, float),             "most processor time that decoding one image may take"),  # noqa: E501
     Setting("TIMEOUT_MS",   "10000",     number(1, 3_600_000, float),           "how long the head of a request may take, then the request, from its body's first byte to its answer, and then the reading of that"),  # noqa: E501
     Setting("MAX_CONNECTIONS", "0",    number(0, 1_000_000),                  "most connections open at once; more are answered 503 and closed. 0: as many as the limit on open files allows"),  # noqa: E501
     Setting("LOG",          "text",      one_of("text", "json"),                "lines of the serving process for people, or one JSON object each"),  # noqa: E501
@@ -133,7 +135,7 @@ class Settings:
     max_delay: float
     max_queue: int
     max_body: int
-    max_pixels: int
+    image: Limits
     timeout: float
     max_connections: int
     log: str
@@ -161,7 +163,7 @@ class Settings:
             max_delay=values["MAX_DELAY_MS"] / 1e3,
             max_queue=values["MAX_QUEUE"],
             max_body=int(values["MAX_BODY_MB"] * 1e6),
-            max_pixels=values["MAX_PIXELS"],
+            image=Limits(values["MAX_PIXELS"], values["IMAGE_CPU_MS"] / 1e3),
             timeout=values["TIMEOUT_MS"] / 1e3,
             max_connections=values["MAX_CONNECTIONS"] or connections_allowed(),
             log=values["LOG"],

@@ -28,6 +28,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from serving.errors import RequestError
+from serving.limits import most_memory
 from serving.metrics import STAGES, Metrics
 from serving.runtime import Artifact
 from serving.settings import SETTINGS, Settings
@@ -123,6 +124,19 @@ def test_selectors_ports_and_targets_find_what_they_mean(overlay: list[Manifest]
     assert [m["pods"]["metric"]["name"] for m in scaler["metrics"]] == ["podium_inflight"]
     namespaces = {m["metadata"].get("namespace") for m in overlay if m["kind"] != "Namespace"}
     assert namespaces == {one(overlay, "Namespace")["metadata"]["name"]}
+
+
+@needs_kubectl
+def test_a_pod_has_the_memory_that_its_networks_and_decoders_take_at_most(overlay: list[Manifest]) -> None:
+    given = {name: variable["value"] for name, variable in variables(overlay).items() if "value" in variable}
+    settings, resources = Settings.read(given), container(overlay)["resources"]
+    cores = int(resources["limits"]["cpu"])
+    request, limit = (int(resources[kind]["memory"].removesuffix("Gi")) * 2**30 for kind in ("requests", "limits"))
+    assert 1.4e9 < most_memory(Settings.read({}).image, Settings.read({}).max_body, 2) < 1.5e9, (
+        "as docs/serving.md says"
+    )
+    uploads = 8 * 2 * settings.max_body  # in their chunks and whole
+    assert request + most_memory(settings.image, settings.max_body, cores) + uploads < limit
 
 
 @needs_kubectl
