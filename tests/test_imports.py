@@ -19,7 +19,7 @@ ROOMS = ("models", "export", "serving", "benchmarks")
 ARROWS = {
     "models": (),
     "serving": ("models",),
-    "export": ("models", "serving.runtime"),
+    "export": ("models", "serving.artifact", "serving.runtime"),
     # gpu.sh makes its own files where there is no store to take them from, and checks them as the exporter does.
     "benchmarks": (
         "models",
@@ -27,6 +27,7 @@ ARROWS = {
         "export.store",
         "export.to_engine",
         "export.to_onnx",
+        "serving.artifact",
         "serving.power",
         "serving.runtime",
     ),
