@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export import own
 from export.files import ENGINES, PLANS, PRECISIONS, make
 from models import SETS, expand
 from models.console import Failure, Usage, parser, run, table
@@ -131,7 +132,6 @@ def export(options: argparse.Namespace) -> int:
         raise Usage("--module and --onnx take the place of a network's name; give one of the three")
     names = [""] if mine else expand(options.networks, options.set)
     check(options, precisions, engines, names)
-    from export import own
     from models.weights import load, read_labels
 
     labels = read_labels(options.labels) if options.labels else ()
@@ -188,8 +188,10 @@ def check(options: argparse.Namespace, precisions: tuple[str, ...], engines: tup
             raise Usage(f"{engine} runs {', '.join(able)}: add it to --precision")
     if options.max_batch < 1:
         raise Usage(f"--max-batch {options.max_batch} must be at least 1")
-    if options.name is not None and len(names) > 1:
-        raise Usage(f"--name {options.name} names one artifact, and {len(names)} networks are asked for")
+    if options.name is not None:
+        if len(names) > 1:
+            raise Usage(f"--name {options.name} names one artifact, and {len(names)} networks are asked for")
+        own.check_name(options.name, names[0] or None)  # before anything is fetched
     idle = [(dest, "is for --onnx") for dest in FOREIGN if not options.onnx]
     idle += [(dest, "is for TensorRT: add --engine tensorrt") for dest in OF_PLANS if not plan_engines]
     idle += [("weights", "is for a network given by name")] if options.module or options.onnx else []

@@ -46,16 +46,23 @@ def network(options: argparse.Namespace, labels: Sequence[Label]) -> Network:
         raise Usage(f"--labels: {error}") from error
 
 
-def named(network: Network, name: str | None, as_traced: bool = False) -> Network:
-    """`network` under `name`, else under its own. Raises `Usage` for what is no name, or that of another network."""
-    name = name or (f"{network.name}_traced" if as_traced else network.name)
-    if name in SPECS and (network.row is None or network.row.name != name):
-        what = network.row.name if network.row else "a network of your own"
+def named(made: Network, name: str | None, as_traced: bool = False) -> Network:
+    """`made` under `name`, else under its own. Raises `Usage` as `check_name` does."""
+    if name is None:
+        name = f"{made.name}_traced" if as_traced else made.name
+    check_name(name, made.row.name if made.row else None)
+    return dataclasses.replace(made, name=name)
+
+
+def check_name(name: str, architecture: str | None) -> None:
+    """Raises `Usage` for what cannot be a name, and for that of another network than `architecture` (None: your own)."""
+    from models.weights import NAME, NAME_RULE
+
+    if not NAME.fullmatch(name):
+        raise Usage(f"--name {name!r}: {NAME_RULE}")
+    if name in SPECS and name != architecture:
+        what = architecture or "a network of your own"
         raise Usage(f"{name} is the name of a network, and this is {what}: give it a name of its own with --name")
-    try:
-        return dataclasses.replace(network, name=name)
-    except ValueError as error:
-        raise Usage(f"--name: {error}") from error
 
 
 def _from_callable(reference: str, called: str | None, classes: int | None) -> Network:
@@ -84,7 +91,9 @@ def _from_callable(reference: str, called: str | None, classes: int | None) -> N
     made = maker()
     if isinstance(made, nn.Module):
         try:
-            made = Network(called or name.lower(), made, Weights("custom", reference), classes=classes or 1000)
+            made = Network(
+                name.lower() if called is None else called, made, Weights("custom", reference), classes=classes or 1000
+            )
         except ValueError as error:
             raise Usage(f"--module {reference}: {error}; --name gives it another") from error
     if not isinstance(made, Network):

@@ -175,7 +175,7 @@ def find(tag: str) -> Artifact:
 
     name, _, version = tag.partition(":")
     try:
-        models = [bentoml.models.get(tag)] if version not in ("", LATEST) else stored(name)
+        models = [bentoml.models.get(tag)] if version not in ("", LATEST) else stored(name) if name else []
     except (BentoMLException, ValueError):
         models = []
     if not models:

@@ -49,11 +49,11 @@ def tiny_onnx(path: Path, classes: int = 10, size: int = 32) -> Path:
     return path
 
 
-def save_tiny(folder: Path, network: str = "tiny", classes: int = 10) -> Artifact:
-    """`tiny_onnx` saved in the model store under the name `network`."""
+def save_tiny(folder: Path, network: str = "tiny", classes: int = 10, weights: str = "untrained") -> Artifact:
+    """`tiny_onnx` saved in the model store under the name `network`, its `weights` said to be of this kind."""
     manifest = manifest_of(
         network,
-        {"kind": "untrained", "origin": "seed 0", "sha256": None, "license": None},
+        {"kind": weights, "origin": "seed 0", "sha256": None, "license": None},
         Preprocess(resize=36, crop=32),
         classes,
         max_batch=64,
