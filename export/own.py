@@ -55,7 +55,7 @@ def named(made: Network, name: str | None, as_traced: bool = False) -> Network:
 
 
 def check_name(name: str, architecture: str | None) -> None:
-    """Raises `Usage` for what cannot be a name, and for that of another network than `architecture` (None: your own)."""
+    """Raises `Usage` for what cannot be a name, and for that of a network other than `architecture` (None: yours)."""
     from models.weights import NAME, NAME_RULE
 
     if not NAME.fullmatch(name):
