@@ -82,7 +82,8 @@ def test_the_recorded_command_names_one_network_and_the_weights_it_got() -> None
 
 
 def test_the_manifest_holds_the_command_that_was_typed(tmp_path: Path) -> None:
-    argv = ["lenet5", "--name", "typed", "--precision", "int8", "--calibration", str(DIGITS), "--images", str(DIGITS)]
+    argv = ["lenet5", "--name", "typed", "--engine", "onnxruntime", "--precision", "int8"]
+    argv += ["--calibration", str(DIGITS), "--images", str(DIGITS)]
     assert export(*argv, "--max-batch", "8") == 0
     artifact = find("typed")
     commands = {record["command"] for name, record in artifact.manifest["files"].items() if name != "labels.json"}
@@ -124,7 +125,7 @@ def test_classes_and_labels_count_for_a_network_of_ones_own(tmp_path: Path, caps
         "    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 4))\n"
     )
     names.write_text("\n".join("abcd"))
-    assert export("--module", f"{source}:four", "--labels", names) == 0
+    assert export("--module", f"{source}:four", "--labels", names, "--engine", "onnxruntime") == 0
     assert [label.label for label in find("four").labels] == list("abcd")
     graph = tiny_onnx(tmp_path / "ten.onnx")
     assert export("--onnx", graph, "--num-classes", 9) == 2

@@ -29,6 +29,7 @@ from serving.settings import artifacts as served
 from tests.conftest import ROOT, export, save_tiny
 
 DIGITS = ROOT / "examples" / "digits"
+QUICK = ("--engine", "onnxruntime")  # where it is not the engines that a test is about
 
 
 # --- what an export depends on ----------------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ def changing():
     source, versions = tmp_path / "changing.py", []
     for seed, scale in ((0, ""), (0, ""), (1, ""), (1, " * 2")):
         source.write_text(text.format(seed=seed, scale=scale))
-        assert export("--module", f"{source}:changing", "--num-classes", "4") == 0
+        assert export("--module", f"{source}:changing", "--num-classes", "4", *QUICK) == 0
         versions.append(find("changing").version)
     assert [versions.index(version) for version in versions] == [0, 0, 2, 3]
 
@@ -168,11 +169,11 @@ def test_a_name_means_its_newest_trained_version_else_its_newest(seed: int, tmp_
 
 
 def test_an_untrained_export_is_kept_beside_the_trained_one() -> None:
-    assert export("lenet5", "--name", "both") == 0
+    assert export("lenet5", "--name", "both", *QUICK) == 0
     trained = find("both")
     versions = set()
     for _ in range(2):
-        assert export("lenet5", "--name", "both", "--weights", "untrained") == 0
+        assert export("lenet5", "--name", "both", "--weights", "untrained", *QUICK) == 0
         versions |= {a.version for a in store.artifacts() if a.network == "both"}
         assert find("both").version == trained.version
     assert len(versions) == 2, "the second time it is unchanged"
@@ -188,8 +189,8 @@ def test_what_is_not_there_is_named() -> None:
 
 
 def test_two_exports_of_one_architecture_are_served_together(tmp_path: Path) -> None:
-    assert export("lenet5", "--name", "my_digits") == 0
-    assert export("lenet5", "--name", "drawn_digits", "--weights", "untrained") == 0
+    assert export("lenet5", "--name", "my_digits", *QUICK) == 0
+    assert export("lenet5", "--name", "drawn_digits", "--weights", "untrained", *QUICK) == 0
     both = served(Settings.read({"PODIUM_MODELS": "my_digits,drawn_digits"}).models, tmp_path)
     assert [(a.network, a.architecture, a.weights) for a in both] == [
         ("my_digits", "lenet5", "pretrained"),
@@ -203,9 +204,9 @@ def test_two_exports_of_one_architecture_are_served_together(tmp_path: Path) -> 
 
 
 def test_a_name_may_be_the_networks_own(tmp_path: Path) -> None:
-    assert export("lenet5", "--name", "lenet5", "--max-batch", "4") == 0
+    assert export("lenet5", "--name", "lenet5", "--max-batch", "4", *QUICK) == 0
     assert find("lenet5").manifest["max_batch"] == 4
-    assert export("lenet5", "--as-traced", "--max-batch", "4") == 0
+    assert export("lenet5", "--as-traced", "--max-batch", "4", *QUICK) == 0
     assert find("lenet5_traced").architecture == "lenet5"
 
 

@@ -20,7 +20,7 @@ from serving.artifact import find
 from tests.conftest import ROOT, export
 
 DIGITS = ROOT / "examples" / "digits"
-INT8 = ("--precision", "fp32,int8")
+INT8 = ("--precision", "int8", "--engine", "onnxruntime")
 
 
 def pictures(folder: Path, *names: str) -> Path:
