@@ -118,6 +118,11 @@ def photographs(folder: Path, limit: int | None = None) -> list[Path]:
     return found[:limit]
 
 
+def examples(recipe: Preprocess) -> list[Path]:
+    """The photographs, or the digits for a network that takes grey, that come with the project."""
+    return photographs(EXAMPLES / ("photographs" if recipe.channels == 3 else "digits"))
+
+
 def read(path: Path, recipe: Preprocess) -> Pixels:
     """The pixels of one image file, as the service decodes it; `Failure` names one that is not readable."""
     try:
@@ -130,7 +135,7 @@ def inputs(
     recipe: Preprocess, files: Sequence[Path] = (), truth: Mapping[Path, int] | None = None, seed: int = 0
 ) -> Inputs:
     """Real photographs (the examples' when `files` is empty), and inputs at the edges of what can arrive."""
-    files = files or photographs(EXAMPLES / ("photographs" if recipe.channels == 3 else "digits"))
+    files = files or examples(recipe)
     images = [(path.name, "photographs", read(path, recipe)) for path in files]
     random = np.random.default_rng(seed)
     images += [(f"random {i}", "random", random.integers(0, 256, recipe.shape, dtype=np.uint8)) for i in range(4)]

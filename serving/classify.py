@@ -85,16 +85,27 @@ class Model:
             log.error("%s gave scores that are not finite", self.artifact.tag)
             raise InferenceFailed(OUR_FAULT)
 
+    def described(self) -> str:
+        """What answers, for the log: how it was trained, when it was exported, and what runs it."""
+        run, threads = self.runtime, self.runtime.threads
+        engine = f"{run.engine} {run.precision} on {threads} thread{'s' if threads > 1 else ''}"
+        return f"{self.artifact.weights} weights, exported {self.artifact.exported}, {engine}"
+
     def summary(self) -> Answer:
         """What a list of models says of this one, from its manifest."""
         manifest = self.artifact.manifest
         kept = ("family", "year", "published", "input", "classes", "params", "macs")
-        return {**self.identity, **{key: manifest.get(key) for key in kept}}
+        architecture = {"architecture": self.artifact.architecture}
+        return {**self.identity, **architecture, **{key: manifest.get(key) for key in kept}}
 
     def details(self) -> Answer:
-        """The whole manifest, but for the machine it was made on."""
+        """The whole manifest, but for the machine it was made on and the commands typed there, which hold its paths."""
         manifest = {key: value for key, value in self.artifact.manifest.items() if key != "environment"}
-        return {**self.identity, "manifest": manifest}
+        files = {
+            name: {key: value for key, value in record.items() if key != "command"}
+            for name, record in manifest["files"].items()
+        }
+        return {**self.identity, "manifest": {**manifest, "files": files}}
 
 
 class Serving:
@@ -128,8 +139,9 @@ class Serving:
         await asyncio.to_thread(Image.init)  # Pillow looks for its formats when first asked for one
         for artifact in self.artifacts:
             opened, max_batch = await asyncio.to_thread(self._load, artifact)
-            self.models[artifact.network] = self._model(artifact, opened, max_batch)
-            log.info("%s is loaded and warm", artifact.tag)
+            model = self.models[artifact.network] = self._model(artifact, opened, max_batch)
+            default = ", the default" if len(self.models) == 1 else ""
+            log.info("%s is loaded and warm: %s%s", artifact.tag, model.described(), default)
         self.metrics.sensors = await asyncio.to_thread(power.sensors)
         self.ready = True
 
@@ -192,7 +204,8 @@ class Serving:
             new = self.models[artifact.network] = self._model(artifact, opened, max_batch)
             if old:
                 await self._release_model(old)
-        log.info("%s is loaded%s", artifact.tag, f" in place of {old.artifact.tag}" if old else "")
+        place = f" in place of {old.artifact.tag}" if old else ""
+        log.info("%s is loaded%s: %s", artifact.tag, place, new.described())
         return new
 
     async def unload(self, network: str) -> Model:

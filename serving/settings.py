@@ -15,8 +15,9 @@ from typing import Any
 from PIL import Image
 
 from models.console import Failure
+from serving.artifact import Artifact, defaults, find
 from serving.limits import Limits
-from serving.runtime import ENGINES, MANIFEST, Artifact, find
+from serving.runtime import ENGINES
 from serving.text import quoted
 
 # Pillow stops at twice this by itself, and warns above it.
@@ -78,8 +79,8 @@ class Setting:
 # fmt: off
 SETTINGS = (
     #       PODIUM_...      default      what is allowed                        meaning
-    Setting("MODELS",       "",          tags,                                  "networks or tags to serve, separated by commas; the first answers where a request names none. Empty: the newest version of every network in the store, the most recently exported first"),  # noqa: E501
-    Setting("ENGINE",       "auto",      one_of("auto", *ENGINES),              "the engine; `auto` takes what tuning measured as fastest on a machine like this, else the first that an artifact has a file for and that is installed"),  # noqa: E501
+    Setting("MODELS",       "",          tags,                                  "names or tags to serve, separated by commas; the first answers if a request names none. A name means its newest trained version, or its newest if none is trained. Empty: every name in the store, trained before untrained, the most recently exported first"),  # noqa: E501
+    Setting("ENGINE",       "auto",      one_of("auto", *ENGINES),              "the engine; `auto` takes a GPU's if one can be used, else what the export measured as fastest on a machine like this, else INT8 before fp32 and OpenVINO before ONNX Runtime"),  # noqa: E501
     Setting("PRECISION",    "auto",      one_of("auto", "fp32", "fp16", "int8"), "the precision; `auto` as above"),
     Setting("THREADS",      "0",         number(0, 1024),                       "threads of one engine call; 0: as many as tuning chose, else one per core"),  # noqa: E501
     Setting("MAX_BATCH",    "8",         number(1, 1024),                       "most images in one engine call"),
@@ -208,15 +209,6 @@ def check_temporary() -> None:
         raise Failure(f"{error.strerror}; free some space, or name a folder that has some in TMPDIR") from None
 
 
-def newest() -> list[str]:
-    """The newest version of every network in BentoML's store, the most recently exported first."""
-    import bentoml
-
-    ours = [model for model in bentoml.models.list() if (Path(model.path) / MANIFEST).is_file()]
-    ours.sort(key=lambda model: model.info.creation_time, reverse=True)
-    return list({model.tag.name: str(model.tag) for model in reversed(ours)}.values())[::-1]
-
-
 def carried(source: Path) -> list[str] | None:
     """The models of the bento whose source folder `source` is, in its order; None where it is no bento's."""
     if not (source.parent / "bento.yaml").is_file():
@@ -234,7 +226,7 @@ def artifacts(models: tuple[str, ...], source: Path) -> list[Artifact]:
     """
     inside = carried(source)
     if inside is None:
-        wanted = list(models) or newest()
+        wanted = list(models) or defaults()
     else:
         by_name = {name: tag for tag in inside for name in (tag, tag.split(":")[0], f"{tag.split(':')[0]}:latest")}
         for tag in models:

@@ -522,7 +522,7 @@ def test_over_http_every_photograph_gets_pytorchs_answer(tmp_path: Path) -> None
     from export.__main__ import main
     from export.to_onnx import Served
 
-    assert main(["--module", "examples/efficientnet_lite0.py:network"]) == 0
+    assert main(["--module", "examples/efficientnet_lite0.py:network", "--no-tune"]) == 0
     own = network()
     original = Served(own.module.eval(), own.preprocess)
     truth = json.loads((SHARED / "images" / "labels.json").read_text())

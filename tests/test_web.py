@@ -188,7 +188,8 @@ def save_hostile(folder: Path) -> Artifact:
 
 EXPORT = """
 from export.__main__ import main
-raise SystemExit(main(["lenet5"]) or main(["--module", "examples/efficientnet_lite0.py:network"]))
+own = ["--module", "examples/efficientnet_lite0.py:network", "--no-tune"]
+raise SystemExit(main(["lenet5", "--no-tune"]) or main(own))
 """
 
 
