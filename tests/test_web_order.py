@@ -364,7 +364,7 @@ def test_a_service_that_was_started_again_has_no_negative_rate(stage: Stage) -> 
     stage.models(RESNET)
     give(stage.asked("/ui/results.json"), {"results": None})
     rate = page.locator("#live .tiles dd").first
-    for images, shown in ((500, "–"), (520, "[1-9]"), (8, "–"), (12, "[0-9]")):
+    for images, shown in ((500, "\u2013"), (520, "[1-9]"), (8, "\u2013"), (12, "[0-9]")):
         give(stage.asked("/metrics"), counted(images))
         expect(page.locator("#live tbody td").first).to_have_text(str(images))
         expect(rate).to_have_text(re.compile(f"^{shown}"))
