@@ -43,6 +43,8 @@ HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title=
 
 MOST_BYTES = 200_000
 
+expect.set_options(timeout=30_000)  # on a busy machine an answer is late, not wrong
+
 
 # The files; first, because the browser's driver keeps an event loop of its own until the module's end
 
