@@ -6,13 +6,15 @@
     bentoml build        # a bento that carries the models PODIUM_MODELS names, else all in the store
 
 A request comes in through `serving.api.Api`, which reads and answers HTTP; `Serving.classify` decodes its image in a
-thread, queues it for the engine, and names the classes that come out. BentoML runs the process, `/metrics`, the OpenAPI
-page and the clients. Its own route for `classify` is declared for these, and never reached: `Api` answers first.
+thread, queues it for the engine, and names the classes that come out. BentoML runs the process, and its clients read
+`/schema.json` of its application. Its own route for `classify` is declared for that document, and never reached: `Api`
+hands no request on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,12 @@ from serving import logs, supervisor
 from serving.api import Api
 from serving.classify import Serving, drain_before_exit
 from serving.connection import Connection
-from serving.settings import Settings, artifacts, check_address, check_temporary
+from serving.settings import Settings, artifacts, check_address, check_temporary, unknown
 
+log = logging.getLogger("bentoml.podium")
+
+logs.protect()
+supervisor.follow()
 try:
     with supervisor.starting():
         check_temporary()
@@ -64,6 +70,8 @@ class Podium:
     @bentoml.on_deployment
     @staticmethod
     def check() -> None:
+        for line in unknown(os.environ):
+            log.warning(line)
         try:
             asked = click.get_current_context(silent=True)
             if asked is not None and asked.params.get("port"):
@@ -111,8 +119,9 @@ if tracing_wanted():
     Podium.add_asgi_middleware(Api, serving=serving)  # behind BentoML's tracing, which then sees every request
 else:
     Podium.__class__ = Fronted
-# BentoML starts uvicorn and leaves its choice of protocol to it.
-Connection.timeout = settings.timeout
+# BentoML starts uvicorn and leaves its choice of protocol to it, which is ours: a connection has bounds there.
+Connection.timeout, Connection.most = settings.timeout, settings.max_connections
+Connection.refused = staticmethod(lambda error: serving.metrics.failed(error.model, error.code))
 HTTP_PROTOCOLS["auto"] = f"{Connection.__module__}:{Connection.__name__}"
 # What `bentoml build` puts into the bento.
 Podium.models.extend(BentoModel(artifact.tag) for artifact in serving.artifacts)

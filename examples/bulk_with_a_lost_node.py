@@ -25,6 +25,7 @@ from pyarrow import parquet
 from models.console import Failure, parser, progress, run
 from serving import images, runtime
 from serving.errors import RequestError
+from serving.limits import Limits
 
 NODES = 3
 WITHIN_S = 900.0
@@ -87,7 +88,7 @@ def check(paths: list[Path], out: Path, tag: str) -> None:
     for path in progress(paths, "checking"):
         row = by_path[str(path)]
         try:
-            scores = engine.run(np.stack([images.decode(path.read_bytes(), recipe, 50_000_000)]))[0]
+            scores = engine.run(np.stack([images.decode(path.read_bytes(), recipe, Limits(50_000_000))]))[0]
         except RequestError as error:
             errors += 1
             same = (row["error_code"], row["error_message"], row["class_ids"]) == (error.code, str(error), None)

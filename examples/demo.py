@@ -107,9 +107,9 @@ def main() -> None:
     started = time.monotonic()
     OUT.mkdir(parents=True, exist_ok=True)
     say("1. Export the lecture's five, LeNet-5 and a network of one's own, each proven against PyTorch")
-    run("export", *FIVE, "--tune")
-    run("export", "lenet5", "--precision", "fp32,int8", "--calibration", "examples/digits", "--tune")
-    run("export", "--module", OWN, "--tune")
+    run("export", *FIVE)
+    run("export", "lenet5", "--precision", "fp32,int8", "--calibration", "examples/digits")
+    run("export", "--module", OWN)
 
     say("2. Verify what was saved")
     run("export", "verify", "efficientnet_lite0")

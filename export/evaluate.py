@@ -14,7 +14,8 @@ import numpy as np
 from export.parity import photographs, read
 from models.console import Failure, progress
 from models.preprocess import Label
-from serving.runtime import Artifact, available, choose, open
+from serving.artifact import Artifact
+from serving.runtime import available, choose, open
 
 BATCH = 8
 
@@ -62,35 +63,64 @@ class Evaluation:
 
 
 def labelled(folder: Path, labels: Sequence[Label]) -> list[tuple[Path, int]]:
-    """The photographs under `folder` and their classes: from its labels.json (file to class index), else from the name
-    of the folder each lies in (a synset, a label or a class index)."""
-    table = folder / "labels.json"
-    if table.is_file():
-        try:
-            truth = {str(name): int(index) for name, index in json.loads(table.read_text("utf-8")).items()}
-        except (ValueError, AttributeError, TypeError) as error:
-            raise Failure(f"{table}: expected an object from file name to class index ({error})") from error
-        found = [(folder / name, index) for name, index in truth.items()]
-        absent = [path.name for path, _ in found if not path.is_file()]
-        if absent:
-            raise Failure(f"{table} names {len(absent)} files that are not there, {absent[0]} the first")
-    else:
-        index_of = {str(i): i for i in range(len(labels))}
-        for i, label in enumerate(labels):
-            index_of |= {name: i for name in (label.label, label.synset) if name}
-        found = [(path, index_of.get(path.parent.name, -1)) for path in photographs(folder)]
-        unknown = {path.parent.name for path, index in found if index < 0}
-        if unknown:
-            raise Failure(
-                f"{folder}: {sorted(unknown)[0]!r} names none of the {len(labels)} classes; use one folder per synset, "
-                "label or class index, or a labels.json from file name to class index"
-            )
-    wrong = [index for _, index in found if not 0 <= index < len(labels)]
-    if wrong:
-        raise Failure(f"{folder}: class {wrong[0]} is outside the {len(labels)} classes of the network")
+    """The photographs under `folder` and their classes; `Failure` if `truth` does not tell them all."""
+    found, why = truth(folder, labels)
+    if why:
+        raise Failure(why)
     if not found:
         raise Failure(f"{folder} holds no labelled photographs")
+    return list(found.items())
+
+
+def truth(folder: Path, labels: Sequence[Label]) -> tuple[dict[Path, int], str]:
+    """The classes of the photographs under `folder`, and why those of the others are not known ("" if all are).
+
+    They stand in its labels.json (file to class index), else in the name of the subfolder that each lies in: a synset,
+    a label or a class index. Raises `Failure` for a labels.json that does not fit the photographs or the network.
+    """
+    table = folder / "labels.json"
+    if table.is_file():
+        return _from_table(table, len(labels)), ""
+    names = _classes_by_name(labels)
+    found, why = {}, ""
+    for path in photographs(folder):
+        name = path.parent.name if path.parent != folder else ""
+        classes = names.get(name, set())
+        if len(classes) == 1:
+            found[path] = min(classes)
+        elif classes:
+            several = ", ".join(map(str, sorted(classes)))
+            why = why or f"{folder}: {name!r} names the classes {several}; use one folder per synset, or a labels.json"
+        else:
+            why = why or (
+                f"{folder}: {name or path.name!r} names none of the {len(labels)} classes; use one folder per synset, "
+                "label or class index, or a labels.json from file name to class index"
+            )
+    return found, why
+
+
+def _from_table(table: Path, classes: int) -> dict[Path, int]:
+    try:
+        rows = json.loads(table.read_text("utf-8")).items()
+        found = {table.parent / str(name): int(index) for name, index in rows}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise Failure(f"{table}: expected an object from file name to class index ({error})") from error
+    absent = [path.name for path in found if not path.is_file()]
+    if absent:
+        raise Failure(f"{table} names {len(absent)} files that are not there, {absent[0]} the first")
+    wrong = [index for index in found.values() if not 0 <= index < classes]
+    if wrong:
+        raise Failure(f"{table}: class {wrong[0]} is outside the {classes} classes of the network")
     return found
+
+
+def _classes_by_name(labels: Sequence[Label]) -> dict[str, set[int]]:
+    """Every class that a folder's name can mean: two may share a label, and a label may be another's index."""
+    classes: dict[str, set[int]] = {}
+    for index, label in enumerate(labels):
+        for name in {str(index), label.label, label.synset} - {None, ""}:
+            classes.setdefault(str(name), set()).add(index)
+    return classes
 
 
 def sides(artifact: Artifact, engine: str = "all", precision: str = "all") -> list[tuple[str, str]]:
@@ -104,11 +134,11 @@ def sides(artifact: Artifact, engine: str = "all", precision: str = "all") -> li
 
 def evaluate(artifact: Artifact, folder: Path, engine: str = "auto", precision: str = "auto") -> Evaluation:
     """Run `artifact` over the labelled photographs in `folder`, `BATCH` at a time."""
-    truth = labelled(folder, artifact.labels)
+    known = labelled(folder, artifact.labels)
     runtime = open(artifact, engine, precision)
     top1 = top5 = 0
     predictions = {}
-    chunks = [truth[i : i + BATCH] for i in range(0, len(truth), BATCH)]
+    chunks = [known[i : i + BATCH] for i in range(0, len(known), BATCH)]
     for chunk in progress(chunks, f"{artifact.tag} in {runtime.engine}"):
         scores = runtime.run(np.stack([read(path, artifact.preprocess) for path, _ in chunk]))
         ranked = np.argsort(-scores, 1, kind="stable")[:, :5]
@@ -117,7 +147,7 @@ def evaluate(artifact: Artifact, folder: Path, engine: str = "auto", precision: 
             top5 += int(answer in best)
             predictions[str(path.relative_to(folder))] = [(int(i), float(row[i])) for i in best]
     runtime.close()
-    n = len(truth)
+    n = len(known)
     return Evaluation(
         artifact.tag,
         runtime.engine,

@@ -105,7 +105,8 @@ def read(
     except ValueError as error:
         raise Usage(f"{path.name}: {error}") from error
     form = _with_range(Foreign(path, form), form)
-    name = name or re.sub(r"[^a-z0-9_.-]+", "_", path.stem.lower()).strip("_.-")
+    if name is None:
+        name = re.sub(r"[^a-z0-9_.-]+", "_", path.stem.lower()).strip("_.-")
     weights = Weights.of_file(path, "custom")
     try:
         return Network(name, Foreign(path, form), weights, recipe, form.classes, labels)

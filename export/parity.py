@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from models.console import Failure, progress
-from models.preprocess import Pixels, Preprocess, pixels
+from models.preprocess import Pixels, Preprocess
+from serving.errors import RequestError
+from serving.images import decode
+from serving.limits import Limits
 from serving.runtime import Scores
 
 Run = Callable[[Pixels], Scores]
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 EXAMPLES = Path(__file__).parents[1] / "examples"
+LIMITS = Limits(pixels=89_478_485, seconds=60.0)  # of the user's own photographs; Pillow warns above that size
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,16 @@ def photographs(folder: Path, limit: int | None = None) -> list[Path]:
     return found[:limit]
 
 
+def examples(recipe: Preprocess) -> list[Path]:
+    """The photographs, or the digits for a network that takes grey, that come with the project."""
+    return photographs(EXAMPLES / ("photographs" if recipe.channels == 3 else "digits"))
+
+
 def read(path: Path, recipe: Preprocess) -> Pixels:
-    """The pixels of one image file; `Failure` names one that is not readable."""
+    """The pixels of one image file, as the service decodes it; `Failure` names one that is not readable."""
     try:
-        with Image.open(path) as image:
-            return pixels(image, recipe)
-    except (UnidentifiedImageError, OSError) as error:
+        return decode(path.read_bytes(), recipe, LIMITS)
+    except (RequestError, OSError) as error:
         raise Failure(f"{path} is not a readable image: {error}") from error
 
 
@@ -128,7 +135,7 @@ def inputs(
     recipe: Preprocess, files: Sequence[Path] = (), truth: Mapping[Path, int] | None = None, seed: int = 0
 ) -> Inputs:
     """Real photographs (the examples' when `files` is empty), and inputs at the edges of what can arrive."""
-    files = files or photographs(EXAMPLES / ("photographs" if recipe.channels == 3 else "digits"))
+    files = files or examples(recipe)
     images = [(path.name, "photographs", read(path, recipe)) for path in files]
     random = np.random.default_rng(seed)
     images += [(f"random {i}", "random", random.integers(0, 256, recipe.shape, dtype=np.uint8)) for i in range(4)]

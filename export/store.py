@@ -16,7 +16,8 @@ from typing import Any
 from models import Spec
 from models.console import Failure
 from models.preprocess import Label, Preprocess
-from serving.runtime import LABELS, MANIFEST, Artifact, ArtifactError, cpu_model, find, gpu, load, sha256
+from serving.artifact import LABELS, MANIFEST, Artifact, ArtifactError, find, read, sha256, stored, trained
+from serving.runtime import cpu_model, gpu
 
 SCHEMA = 1
 
@@ -61,7 +62,7 @@ def gpu_name() -> str | None:
 
 
 def manifest_of(
-    network: str,
+    name: str,
     weights: Mapping[str, Any],
     recipe: Preprocess,
     classes: int,
@@ -74,7 +75,8 @@ def manifest_of(
     published = row.published if row else None
     return {
         "schema": SCHEMA,
-        "network": network,
+        "network": name,
+        "architecture": row.name if row else None,
         "family": row.family if row else "custom",
         "year": row.year if row else None,
         "paper": row.paper if row else None,
@@ -107,23 +109,60 @@ def manifest_of(
     }
 
 
+# Files of the two rooms that no artifact depends on, and why; every other is part of each artifact's fingerprint.
+OUTSIDE = {
+    "export/__init__.py": "empty",
+    "export/__main__.py": "reads options, which are part of the fingerprint themselves, and prints",
+    "export/triton.py": "copies what was saved",
+    "export/verify.py": "checks what was saved",
+    "models/__main__.py": "lists and describes",
+    "models/console.py": "shows progress and errors",
+    "models/train_lenet.py": "trained the LeNet-5 that is shipped, whose sha256 is in the manifest",
+}
+
+
+def code(root: Path = Path(__file__).parents[1]) -> dict[str, str]:
+    """The sha256 of every file that decides what an export gives, by its path below `root`."""
+    files = [path for room in ("export", "models") for path in root.glob(f"{room}/*.py")]
+    by_name = {path.relative_to(root).as_posix(): path for path in files}
+    return {name: sha256(path) for name, path in by_name.items() if name not in OUTSIDE}
+
+
 def fingerprint(manifest: Mapping[str, Any], request: Mapping[str, Any]) -> str:
     """What an export depends on, as one sha256: the network, its weights, what was asked, the packages and our code."""
-    rooms = [Path(__file__).parent, Path(__file__).parents[1] / "models"]
-    code = {path.name: sha256(path) for room in rooms for path in sorted(room.glob("*.py"))}
-    parts = {**manifest, "request": dict(request), "code": code, "environment": manifest["environment"]["versions"]}
+    parts = {**manifest, "request": dict(request), "code": code(), "environment": manifest["environment"]["versions"]}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def unchanged(network: str, mark: str) -> Artifact | None:
-    """The newest artifact of `network` if it is whole and was exported from the same inputs, else None."""
+def module_digest(module: Any) -> str:
+    """A sha256 of a module of the user's own: its layers, its tensors, and the files that say how it runs."""
+    import torch
+
+    digest = hashlib.sha256(repr(module).encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    sources = {getattr(getattr(type(part).forward, "__code__", None), "co_filename", "") for part in module.modules()}
+    for mark in sorted(sha256(path) for path in map(Path, sources) if path.is_file()):
+        digest.update(mark.encode())
+    return digest.hexdigest()
+
+
+def unchanged(name: str, mark: str, kind: str) -> Artifact | None:
+    """The newest artifact called `name` if it is whole and was exported from the same inputs, else None.
+
+    An untrained export is held against the newest untrained one: a trained one stays what the name means.
+    """
+    from bentoml.exceptions import BentoMLException
+
     try:
-        artifact = find(network)
+        newest = next(model for model in stored(name) if trained(model) == (kind != "untrained"))
+        artifact = read(newest)
         if artifact.manifest.get("fingerprint") != mark:
             return None
-        for name in artifact.manifest["files"]:
-            artifact.file(name)
-    except ArtifactError:
+        for file in artifact.manifest["files"]:
+            artifact.file(file)
+    except (ArtifactError, BentoMLException, StopIteration):
         return None
     return artifact
 
@@ -164,19 +203,15 @@ def save(manifest: Mapping[str, Any], files: Mapping[str, Path], labels: Sequenc
 
 
 def artifacts() -> list[Artifact]:
-    """Every artifact of ours in the store, newest first within a network; other BentoML models are passed over.
+    """Every artifact of ours in the store by its name, of each name the one first that the bare name means; other
+    BentoML models are passed over.
 
     One that cannot be read is named on stderr and passed over too: it must not hide the others.
     """
-    import bentoml
-
-    models = [m for m in bentoml.models.list() if (Path(m.path) / MANIFEST).is_file()]
-    models.sort(key=lambda m: m.info.creation_time, reverse=True)
-    models.sort(key=lambda m: m.tag.name)
     found = []
-    for model in models:
+    for model in sorted(stored(), key=lambda model: str(model.tag.name)):
         try:
-            found.append(load(Path(model.path), model.tag.version or ""))
+            found.append(read(model))
         except ArtifactError as error:
             print(f"warning: {error}", file=sys.stderr)
     return found

@@ -2,93 +2,130 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from models.console import progress
-from serving.runtime import ENGINES, Runtime, cores, cpu_model
+from models.preprocess import Pixels
+from serving.runtime import ENGINES, Runtime, by_expected_speed, cores, cpu_model
 
 BATCHES = (1, 8)
 ROUNDS = 5
 HOPELESS = 1.5
-ROUND_S = 0.25  # long enough for a clock, short enough that a slow spell of the machine strikes all alike
+ROUND_S = 0.05  # long enough for a clock, short enough that a slow spell of the machine strikes all alike
+BUDGET_S = 5.0  # what an export may wait for; a candidate that was begun by then is still measured
 
 Candidate = tuple[str, str, int]  # engine, precision, threads
 
 
-def tune(name: str, graphs: Mapping[tuple[str, str], Path], shape: tuple[int, ...], max_batch: int) -> dict[str, Any]:
-    """Time every (engine, precision) of `graphs` at one thread and at all, batch 1 and 8, in interleaved rounds.
+def tune(
+    name: str,
+    graphs: Mapping[tuple[str, str], Path],
+    shape: tuple[int, ...],
+    max_batch: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any] | None:
+    """Time every (engine, precision) of `graphs` at all threads and at one, batch 1 and 8, in interleaved rounds.
 
-    What is hopelessly behind after the first round is left out of the others. Gives the manifest's table: each row's
-    median milliseconds per batch with every value, and the fastest choice by batch and over all (the highest product
-    of throughputs, so that no batch size is given up for another).
+    Those expected to be fastest come first, and none is begun once `BUDGET_S` has passed: a large network is then
+    decided among the first of them. What is hopelessly behind after the first round is left out of the others. Gives
+    the manifest's table: each row's median milliseconds per batch with every value, the fastest choice by batch and
+    over all (the highest product of throughputs, so that no batch size is given up for another), and what was left out.
+    None if there is nothing to choose between.
     """
-    candidates = [(e, p, t) for e, p in graphs for t in sorted({1, cores()})]
+    candidates = _candidates(graphs)
+    if len(candidates) < 2:
+        return None
     batches = [b for b in BATCHES if b <= max_batch]
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (max(batches), *shape), dtype=np.uint8)
-    values: dict[tuple[Candidate, int], list[float]] = {(c, b): [] for c in candidates for b in batches}
-    for candidate in progress(candidates, f"warming {name}"):
-        _with(candidate, graphs, lambda run: [run.run(images[:b]) for b in batches])
-    for turn in progress(range(ROUNDS), f"tuning {name}"):
-        for candidate in candidates if turn == 0 else _contenders(candidates, values):
-
-            def measure(run: Runtime, candidate: Candidate = candidate) -> None:
-                for b in batches:
-                    run.run(images[:b])
-                    values[candidate, b].append(_milliseconds(run, images[:b]))
-
-            _with(candidate, graphs, measure)
-    medians = _medians(values)
+    values: dict[tuple[Candidate, int], list[float]] = {}
+    began = clock()
+    contenders = candidates
+    for _ in progress(range(ROUNDS), f"tuning {name}"):
+        for candidate in contenders:
+            if values and clock() - began > BUDGET_S:
+                break
+            for b, value in zip(batches, _time(candidate, graphs, images, batches, clock), strict=True):
+                values.setdefault((candidate, b), []).append(value)
+        contenders = _contenders(contenders, values)
+        if len(contenders) < 2 or clock() - began > BUDGET_S:
+            break
+    medians = {key: statistics.median(times) for key, times in values.items()}
+    measured = [c for c in candidates if (c, batches[0]) in medians]
 
     def named(candidate: Candidate) -> dict[str, Any]:
         return dict(zip(("engine", "precision", "threads"), candidate, strict=True))
 
-    best = {b: min(candidates, key=lambda c: medians[c, b]) for b in batches}
-    overall = min(candidates, key=lambda c: float(np.prod([medians[c, b] for b in batches])))
+    best = {b: min(measured, key=lambda c: medians[c, b]) for b in batches}
+    overall = min(measured, key=lambda c: math.prod(medians[c, b] for b in batches))
     return {
         "cpu": cpu_model(),
         "cores": cores(),
+        "seconds": round(clock() - began, 1),
         "rows": [
             {**named(c), "batch": b, "latency_ms": medians[c, b], "values": values[c, b]}
-            for c in candidates
+            for c in measured
             for b in batches
         ],
+        "left_out": [named(c) for c in candidates if c not in measured],
         "by_batch": {str(b): named(c) for b, c in best.items()},
         "choice": named(overall),
     }
 
 
-def _medians(values: Mapping[Any, list[float]]) -> dict[Any, float]:
-    return {key: statistics.median(times) for key, times in values.items()}
+def _candidates(graphs: Mapping[tuple[str, str], Path]) -> list[Candidate]:
+    """Every core before one thread, which only the smallest networks are faster with; then as engines are expected."""
+    sides, counts = sorted(graphs, key=by_expected_speed), sorted({1, cores()}, reverse=True)
+    return [(engine, precision, threads) for threads in counts for engine, precision in sides]
 
 
 def _contenders(candidates: list[Candidate], values: Mapping[tuple[Candidate, int], list[float]]) -> list[Candidate]:
-    """Those not yet beaten by `HOPELESS` at every batch: the rest keep their one value, and cost no more time."""
-    medians = _medians(values)
-    best = {b: min(medians[c, b] for c in candidates) for _, b in medians}
-    return [c for c in candidates if any(medians[c, b] < HOPELESS * fastest for b, fastest in best.items())]
+    """Those measured and not yet beaten by `HOPELESS` at every batch: the rest cost no more time."""
+    medians = {key: statistics.median(times) for key, times in values.items()}
+    best = {batch: min(ms for (_, b), ms in medians.items() if b == batch) for _, batch in medians}
+    return [
+        c for c in candidates if any(medians.get((c, b), math.inf) < HOPELESS * fastest for b, fastest in best.items())
+    ]
 
 
-def _with(candidate: Candidate, graphs: Mapping[tuple[str, str], Path], work: Any) -> None:
-    """Open, work, close: two engines alive at once would share the cores while one is timed."""
+def _time(
+    candidate: Candidate,
+    graphs: Mapping[tuple[str, str], Path],
+    images: Pixels,
+    batches: Sequence[int],
+    clock: Callable[[], float],
+) -> list[float]:
+    """Milliseconds of one call at each of `batches`, warm.
+
+    The engine is opened for it and closed after: two alive at once would share the cores while one is timed.
+    """
     engine, precision, threads = candidate
     runtime = ENGINES[engine](graphs[engine, precision], precision, threads)
     try:
-        work(runtime)
+        return [_milliseconds(runtime, images[:b], clock) for b in batches]
     finally:
         runtime.close()
 
 
-def _milliseconds(runtime: Runtime, batch: Any) -> float:
-    """Mean time of one `run` over at least `ROUND_S`."""
-    started, count = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - started) < ROUND_S:
+def _milliseconds(runtime: Runtime, batch: Pixels, clock: Callable[[], float]) -> float:
+    """Mean time of one `run` over at least `ROUND_S`, after one that warms it."""
+    runtime.run(batch)
+    started, count = clock(), 0
+    while (elapsed := clock() - started) < ROUND_S or not count:
         runtime.run(batch)
         count += 1
     return 1000 * elapsed / count
+
+
+def said(tuning: Mapping[str, Any]) -> str:
+    """What tuning chose and how long it took, in a few words."""
+    choice = tuning["choice"]
+    threads = f"{choice['threads']} thread{'s' if choice['threads'] > 1 else ''}"
+    return f"fastest here {choice['engine']} {choice['precision']} on {threads} (measured in {tuning['seconds']} s)"

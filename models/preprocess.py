@@ -66,17 +66,31 @@ class Preprocess:
         return (self.crop, self.crop, self.channels)
 
 
-def flatten(image: Image.Image, mode: str) -> Image.Image:
-    """`image` in `mode`, as a person sees it: transparency over white, 16 bits scaled to 8, palettes resolved."""
-    if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N", "F"):
+def flatten(image: Image.Image, mode: str, full: float | None = None) -> Image.Image:
+    """`image` in `mode`, as a person sees it: transparency over white, 16 bits scaled to 8, palettes resolved.
+
+    `full` is the white of an image with more than 8 bits; by default `full_scale(image)`.
+    """
+    if image.mode in DEEP:
         # Pillow's own conversion clips at 255 instead of scaling, which turns a 16-bit scan white.
         values = np.asarray(image, dtype=np.float32)
-        full = 65535.0 if values.max(initial=0) > 255 else 255.0
-        image = Image.fromarray((values * (255.0 / full)).clip(0, 255).astype(np.uint8))
+        values = values * (255.0 / (full or full_scale(image)))
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return image if image.mode == mode else image.convert(mode)
+
+
+# Pillow's modes with more than 8 bits in one channel.
+DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+
+
+def full_scale(image: Image.Image) -> float:
+    """The value that is white in `image`: 65535 if it holds one above 255."""
+    if image.mode not in DEEP:
+        return 255.0
+    return 65535.0 if np.asarray(image, dtype=np.float32).max(initial=0) > 255 else 255.0
 
 
 def pixels(image: Image.Image, recipe: Preprocess) -> Pixels:

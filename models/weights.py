@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SEED = 0
+
+# What BentoML takes for the name of a model.
+NAME = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?")
+NAME_RULE = "use lower-case letters, digits, '_', '-' and '.', the first and the last no sign, at most 63"
+
 CHUNK = 1 << 20
 TRIES = 4
 TIMEOUT_S = 15
@@ -70,10 +75,8 @@ class Network:
     row: Spec | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?", self.name):
-            raise ValueError(
-                f"network name {self.name!r}: use lower-case letters, digits, '_', '-' and '.', at most 63"
-            )
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"network name {self.name!r}: {NAME_RULE}")
         if self.labels and len(self.labels) != self.classes:
             raise ValueError(f"{self.name}: {len(self.labels)} labels for {self.classes} classes")
         if not self.labels:

@@ -58,8 +58,10 @@ def bulk(options: argparse.Namespace) -> int:
             raise Usage(f"--{name.replace('_', '-')} {value} must be at least 1")
     from serving.inputs import Columns
     from serving.runtime import find
-    from serving.settings import Settings
+    from serving.settings import Settings, unknown
 
+    for line in unknown(os.environ):
+        print(f"python -m serving bulk: {line}", file=sys.stderr)
     settings, artifact = Settings.read(os.environ), find(options.model)
     from serving.bulk import PART_SIZE, classify, job
 
@@ -71,7 +73,7 @@ def bulk(options: argparse.Namespace) -> int:
         top_k=options.top_k,
         part_size=options.part_size or PART_SIZE,
         columns=Columns(options.image_column, options.id_column),
-        max_pixels=settings.max_pixels,
+        image=settings.image,
         max_bytes=settings.max_body,
     )
     summary = classify(wanted, artifact, options.source, options.out, address=options.ray_address, cores=options.cores)

@@ -1,8 +1,8 @@
 """The HTTP interface: requests, responses and errors, as one piece of ASGI middleware.
 
-It answers the paths below and those of the page, and hands every other request to the application behind it, which
-keeps its `/docs.json` and `/schema.json`. A request comes and goes in one pass: body read within its
-limits, parsed, classified, answered with one JSON document.
+It answers the paths of the table below and refuses every other: the application behind it is asked for single documents
+and never sees a request. A request comes and goes in one pass: body read within its limits, parsed, classified,
+answered with one JSON document.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from pathlib import Path
 from time import perf_counter
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving import logs, oip
+from serving import logs, oip, openapi
+from serving.behind import DOCUMENTS, Document
 from serving.classify import Answer, Model, Serving
 from serving.errors import (
     OUR_FAULT,
     BadRequest,
     InferenceFailed,
-    MethodNotAllowed,
     NotReady,
     RequestError,
     SlowRequest,
@@ -34,10 +34,12 @@ from serving.errors import (
 from serving.exchange import (
     CLOSE,
     GONE,
+    JSON,
     ClientGone,
     Exchange,
     Raw,
     Upload,
+    credentials,
     described,
     encode,
     header,
@@ -47,12 +49,11 @@ from serving.exchange import (
 from serving.forms import Form, declared, multipart, one_image, query
 from serving.images import Picture, check_content_type
 from serving.metrics import CONTENT_TYPE
-from serving.pages import Results, files
+from serving.pages import Redirect, Results, files
+from serving.routes import Access, Endpoint, Route, Routes, written
+from serving.text import ECHO, printable, quoted
 
 log = logging.getLogger("bentoml.podium")
-
-
-Handler = Callable[[Scope, Receive, float], Awaitable["Answer | Raw"]]
 
 
 class Api:
@@ -60,104 +61,110 @@ class Api:
 
     def __init__(self, app: ASGIApp, serving: Serving) -> None:
         self.app, self.serving = app, serving
-        wish = serving.settings
-        self.authorization, self.administration = bearer(wish.token), bearer(wish.admin_token)
-        self.routes: dict[str, dict[str, Handler]] = {
-            "/classify": {"POST": self.classify},
-            "/classify/batch": {"POST": self.classify_batch},
-            "/compare": {"POST": self.compare},
-            "/models": {"GET": self.models},
-            "/livez": {"GET": self.livez},
-            "/readyz": {"GET": self.readyz},
-            "/metrics": {"GET": self.metrics},
-            "/ui/results.json": {"GET": self.results},
-            "/v2": {"GET": self.v2},
-            "/v2/health/live": {"GET": self.livez},
-            "/v2/health/ready": {"GET": self.readyz},
-        }
-        self.pages = files()
         self.measured = Results(Path.cwd())
-        self.open_to_all = ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
+        wish, pages = serving.settings, files()
+        # What is asked for by access; without PODIUM_TOKEN nothing is of a user.
+        self.tokens: dict[Access, tuple[bytes | None, str]] = {
+            "admin": (bearer(wish.admin_token), "PODIUM_ADMIN_TOKEN")
+        }
+        if wish.token is not None:
+            self.tokens["user"] = (bearer(wish.token), "PODIUM_TOKEN")
+        table = [
+            Route("POST", "/classify", "user", self.classify),
+            Route("POST", "/classify/batch", "user", self.classify_batch),
+            Route("POST", "/compare", "user", self.compare),
+            Route("GET", "/models", "user", self.models),
+            Route("GET", "/models/NETWORK", "user", self.model),
+            Route("POST", "/models/NETWORK/load", "admin", self.load),
+            Route("POST", "/models/NETWORK/unload", "admin", self.unload),
+            Route("GET", "/v2", "user", self.v2),
+            Route("GET", "/v2/health/live", "open", self.livez),
+            Route("GET", "/v2/health/ready", "open", self.readyz),
+            Route("GET", "/v2/models/NETWORK", "user", self.v2_metadata),
+            Route("GET", "/v2/models/NETWORK/ready", "user", self.v2_ready),
+            Route("POST", "/v2/models/NETWORK/infer", "user", self.v2_infer),
+            Route("GET", "/v2/models/NETWORK/versions/VERSION", "user", self.v2_metadata),
+            Route("GET", "/v2/models/NETWORK/versions/VERSION/ready", "user", self.v2_ready),
+            Route("POST", "/v2/models/NETWORK/versions/VERSION/infer", "user", self.v2_infer),
+            Route("GET", "/livez", "open", self.livez),
+            Route("GET", "/readyz", "open", self.readyz),
+            Route("GET", "/metrics", "open", self.metrics),
+            Route("GET", "/", "open", Redirect(307)),
+            Route("GET", "/ui", "open", Redirect(308)),
+            Route("GET", "/ui/", "open", pages.pop("/ui/")),
+            Route("GET", "/ui/results.json", "user", self.results),
+            Route("GET", "/docs.json", "user", self.docs),
+            *(Route("GET", path, "user", Document(app, path)) for path in DOCUMENTS),
+        ]
+        self.description = Raw(encode(openapi.document(table, guarded=wish.token is not None)), JSON)
+        self.routes = Routes([*table, *(Route("GET", path, "open", file) for path, file in pages.items())])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self.other_than_http(scope, receive, send)
             return
-        exchange = Exchange(send, header(scope, b"x-request-id"))
-        endpoint = scope["path"]
-        methods = self.routes.get(endpoint)
-        if methods is None:
-            endpoint, methods = self.route(endpoint)
-        if methods is not None:
-            await self.respond(methods, scope, receive, exchange)
-        elif (page := self.pages.get(scope["path"])) is not None and scope["method"] in ("GET", "HEAD"):
-            await page(scope, exchange.send)
-        else:
-            await self.app(scope, receive, exchange.send)
-        self.serving.metrics.responded(endpoint, exchange.status, perf_counter() - exchange.started)
+        exchange = Exchange(send, header(scope, b"x-request-id"), bare=scope["method"] == "HEAD")
+        path = written(scope)
+        endpoint = self.routes.find(path, scope)
+        try:
+            await self.respond(endpoint, path, scope, receive, exchange)
+        finally:
+            self.serving.metrics.responded(endpoint.path, exchange.status, perf_counter() - exchange.started)
 
-    def route(self, path: str) -> tuple[str, dict[str, Handler] | None]:
-        """The endpoint of `path` as the metrics call it, and its handlers by method; none where it is not ours."""
-        if path.startswith("/v2/models/"):
-            return "/v2/models", self.v2_model(path)
-        if path.startswith("/models/"):
-            return "/models/NETWORK", self.one_model(path)
-        return "/ui/" if path in self.pages else "other", None
+    async def other_than_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The start and the end of the server go to the application behind; nothing else does."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: the server answers 403
+            self.serving.metrics.responded(self.routes.unknown.path, 403, 0.0)
 
-    async def respond(self, methods: dict[str, Handler], scope: Scope, receive: Receive, exchange: Exchange) -> None:
-        path = scope["path"]
+    async def respond(self, endpoint: Endpoint, path: str, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         deadline = asyncio.get_running_loop().time() + self.serving.settings.timeout
         upload = Upload(receive)
+        route = endpoint.methods.get(scope["method"])
         try:
-            answer = await self.handle(methods, scope, upload, deadline)
+            if route is None:
+                raise endpoint.refusal(scope["method"], path)
+            answer = await self.handle(route, scope, upload, deadline)
+            raw = answer if isinstance(answer, Raw) else Raw(encode(answer), JSON)
         except ClientGone:
+            self.serving.metrics.failed("unknown", "client_gone")
             # The server drops it, but what may stand between it and us waits for an answer.
             await exchange.reply(GONE, b"")
         except RequestError as error:
-            await upload.discard(self.serving.settings.max_body)
+            if route is None or route.access != "open":  # a probe is told what is so; nothing failed
+                self.serving.metrics.failed(error.model, error.code)
+            await upload.discard(self.serving.settings.max_body, header(scope, b"expect"))
             if error.status >= 500:
                 log.warning(
                     "%s %s answered %d %s: %s request_id=%s",
-                    scope["method"], path[:80], error.status, error.code, error, exchange.id,
+                    scope["method"], printable(path[:ECHO]), error.status, error.code, error, exchange.id,
                     extra={logs.FIELDS: {"status": error.status, "code": error.code, "request_id": exchange.id}},
                 )  # fmt: skip
             await exchange.reply(error.status, encode(self.refused(error, path)), headers_of(error))
         except Exception:
+            self.serving.metrics.failed("unknown", InferenceFailed.code)
             fields = {"status": 500, "code": InferenceFailed.code, "request_id": exchange.id}
             log.exception(
-                "%s %s failed request_id=%s", scope["method"], path[:80], exchange.id, extra={logs.FIELDS: fields}
-            )
+                "%s %s failed request_id=%s", scope["method"], printable(path[:ECHO]), exchange.id,
+                extra={logs.FIELDS: fields},
+            )  # fmt: skip
             await exchange.reply(500, encode(self.refused(InferenceFailed(OUR_FAULT), path)))
         else:
-            headers = [CLOSE] if self.serving.closing else []
-            if isinstance(answer, Raw):
-                await exchange.reply(200, answer.body, [*answer.headers, *headers], answer.content_type)
-            else:
-                await exchange.reply(200, encode(answer), headers)
+            headers = [*raw.headers, CLOSE] if self.serving.closing else raw.headers
+            await exchange.reply(raw.status, raw.body, headers, raw.content_type)
 
-    async def handle(self, methods: dict[str, Handler], scope: Scope, upload: Upload, deadline: float) -> Answer | Raw:
-        """The answer of the handler for the request's method, if the request may ask for it."""
-        handler = methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
-        if handler is None:
-            raise MethodNotAllowed(f"{scope['path'][:80]} takes {', '.join(methods)}, not {scope['method'][:20]}")
-        if scope["path"] in self.open_to_all:
-            return await handler(scope, upload, deadline)
+    async def handle(self, route: Route, scope: Scope, upload: Upload, deadline: float) -> Answer | Raw:
+        """The answer of the route's handler, if the request may ask for it."""
+        if route.access == "open":
+            return await route.handler(scope, upload, deadline)
         serving = self.serving
         serving.enter()
         try:
-            if handler in (self.load, self.unload):
-                self.authorize(scope, self.administration, "PODIUM_ADMIN_TOKEN")
-            elif self.authorization is not None:
-                self.authorize(scope, self.authorization, "PODIUM_TOKEN")
-            return await handler(scope, upload, deadline)
-        except RequestError as error:
-            serving.metrics.failed(error.model, error.code)
-            raise
-        except ClientGone:
-            raise
-        except Exception:
-            serving.metrics.failed("unknown", InferenceFailed.code)
-            raise
+            if route.access in self.tokens:
+                self.authorize(scope, *self.tokens[route.access])
+            return await route.handler(scope, upload, deadline)
         finally:
             serving.leave()
 
@@ -165,7 +172,7 @@ class Api:
     def authorize(scope: Scope, expected: bytes | None, setting: str) -> None:
         if expected is None:
             raise Unauthorized(f"this is off; it takes a server that was started with {setting}, and that token")
-        if not hmac.compare_digest(header(scope, b"authorization"), expected):
+        if not hmac.compare_digest(credentials(scope), expected):
             raise Unauthorized(f"send the server's {setting} as `Authorization: Bearer TOKEN`")
 
     # What is answered
@@ -210,30 +217,23 @@ class Api:
             "models": [model.summary() for model in loaded],
         }
 
-    def one_model(self, path: str) -> dict[str, Handler]:
-        """The handlers of /models/NETWORK[/load | /unload]."""
-        _, _, action = path.removeprefix("/models/").partition("/")
-        if not action:
-            return {"GET": self.model}
-        actions: dict[str, Handler] = {"load": self.load, "unload": self.unload}
-        return {"POST": actions.get(action, self.no_such_path)}
-
     async def model(self, scope: Scope, *_: object) -> Answer:
-        return self.serving.model(scope["path"].removeprefix("/models/")).details()
-
-    async def no_such_path(self, *_: object) -> Answer:
-        raise UnknownModel("no such path; there are /models/NETWORK, and /load and /unload below it")
+        return self.serving.model(scope["path_params"]["NETWORK"]).details()
 
     async def load(self, scope: Scope, *_: object) -> Answer:
         """Serve a network's newest version, or the one that `version` names, in place of the one that is loaded."""
-        wanted = dict(query(scope["query_string"]))
-        version = wanted.pop("version", "latest")
-        if wanted:
-            raise BadRequest(f"{next(iter(wanted))[:80]!r} is no parameter of load; there is version")
-        return (await self.serving.load(scope["path"].split("/")[2], version)).summary()
+        wanted = query(scope["query_string"])
+        if other := [name for name, _ in wanted if name != "version"]:
+            raise BadRequest(f"{quoted(other[0])} is no parameter of load; there is version")
+        if len(wanted) > 1:
+            raise BadRequest("version is given more than once; name one, or none for the newest")
+        version = wanted[0][1] if wanted else "latest"
+        return (await self.serving.load(scope["path_params"]["NETWORK"], version)).summary()
 
     async def unload(self, scope: Scope, *_: object) -> Answer:
-        return {"unloaded": (await self.serving.unload(scope["path"].split("/")[2])).artifact.tag}
+        if wanted := query(scope["query_string"]):
+            raise BadRequest(f"{quoted(wanted[0][0])} is no parameter of unload; it takes none")
+        return {"unloaded": (await self.serving.unload(scope["path_params"]["NETWORK"])).artifact.tag}
 
     async def results(self, *_: object) -> Answer:
         """The newest result file below the folder served from, null where there is none."""
@@ -249,52 +249,46 @@ class Api:
     async def v2(self, *_: object) -> Answer:
         return dict(oip.SERVER)
 
-    def v2_model(self, path: str) -> dict[str, Handler]:
-        """The handlers of /v2/models/NETWORK[/versions/VERSION][/ready | /infer]."""
-        name, *rest = path.removeprefix("/v2/models/").split("/")
-        version = rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None
-        action = rest[2:] if version is not None else rest
+    def v2_model(self, scope: Scope) -> Model:
+        """The model that the path names. Raises `UnknownModel`."""
+        name, version = scope["path_params"]["NETWORK"], scope["path_params"].get("VERSION")
+        found = self.serving.model(name)
+        if version not in (None, found.artifact.version):
+            raise UnknownModel(
+                f"{found.artifact.network} is loaded in version {found.artifact.version}, not {quoted(version)}"
+            )
+        return found
 
-        def model() -> Model:
-            found = self.serving.model(name)
-            if version not in (None, found.artifact.version):
-                raise UnknownModel(f"{name} is loaded in version {found.artifact.version}, not {version[:80]}")
-            return found
+    async def v2_metadata(self, scope: Scope, *_: object) -> Answer:
+        found = self.v2_model(scope)
+        return oip.metadata(found.artifact, found.runtime.engine)
 
-        async def metadata(*_: object) -> Answer:
-            found = model()
-            return oip.metadata(found.artifact, found.runtime.engine)
+    async def v2_ready(self, scope: Scope, *_: object) -> Answer:
+        self.v2_model(scope)
+        return {"ready": True}
 
-        async def ready(*_: object) -> Answer:
-            model()
-            return {"ready": True}
+    async def v2_infer(self, scope: Scope, receive: Receive, deadline: float) -> Answer | Raw:
+        self.v2_model(scope)  # a request for what is not here is refused before its body is read
+        body, length = await self.body(scope, receive, deadline), header(scope, oip.LENGTH)
+        # Long JSON is read off the event loop.
+        long = oip.json_bytes(body, length) > oip.LONGEST_JSON
+        asked = await asyncio.to_thread(oip.read, body, length) if long else oip.read(body, length)
+        # Settled here, once, and with no wait until its queue has the images: a swap comes before or after.
+        found = self.v2_model(scope)
+        artifact = found.artifact
+        images = oip.check(asked, artifact.preprocess.shape, artifact.classes, self.serving.settings.max_queue)
+        scores = await unless_gone(receive, self.serving.infer(found, images, deadline=deadline))
+        answer, raw = oip.render(asked, scores, artifact, artifact.labels)
+        if not asked.binary:
+            return answer
+        said = encode(answer)
+        length_of_json = (oip.LENGTH, b"%d" % len(said))
+        return Raw(said + raw, b"application/octet-stream", (length_of_json,))
 
-        async def infer(scope: Scope, receive: Receive, deadline: float) -> Answer | Raw:
-            found = model()
-            body = await self.body(scope, receive, deadline)
-            artifact, most = found.artifact, self.serving.settings.max_queue
-            length = header(scope, oip.LENGTH)
-            asked = oip.parse(body, length, artifact.preprocess.shape, artifact.classes, most)
-            work = self.serving.infer(name, asked.images, deadline=deadline)
-            answer, raw = oip.render(asked, await unless_gone(receive, work), artifact, artifact.labels)
-            if not asked.binary:
-                return answer
-            said = encode(answer)
-            length_of_json = (oip.LENGTH, b"%d" % len(said))
-            return Raw(said + raw, b"application/octet-stream", (length_of_json,))
+    # How the process is, and what it is
 
-        known: dict[tuple[str, ...], dict[str, Handler]] = {
-            (): {"GET": metadata},
-            ("ready",): {"GET": ready},
-            ("infer",): {"POST": infer},
-        }
-
-        async def unknown(*_: object) -> Answer:
-            raise UnknownModel("no such path; there are /v2/models/NETWORK, and /ready and /infer below it")
-
-        return known.get(tuple(action), {"GET": unknown, "POST": unknown})
-
-    # How the process is
+    async def docs(self, *_: object) -> Raw:
+        return self.description
 
     async def metrics(self, *_: object) -> Raw:
         return Raw(self.serving.metrics.text(), CONTENT_TYPE.encode())
@@ -303,10 +297,8 @@ class Api:
         return {"live": True}
 
     async def readyz(self, *_: object) -> Answer:
-        if not self.serving.ready:
-            raise NotReady("shutting down" if self.serving.closing else "loading the models")
-        if not self.serving.models:
-            raise NotReady("no model is loaded")
+        if reason := self.serving.unready():
+            raise NotReady(reason)
         return {"ready": True}
 
     # How a request is read
@@ -337,8 +329,9 @@ class Api:
         """The body, if it is within the limit and here in time."""
         limit = self.serving.settings.max_body
         length = header(scope, b"content-length")
-        if length.isdigit() and int(length) > limit:
-            raise TooLarge(f"the body is {int(length):,} bytes; {limit:,} are allowed")
+        # A number of more digits is one that Python refuses to read at all.
+        if length.isdigit() and (len(length) > 18 or int(length) > limit):
+            raise TooLarge(f"the body is {length[:18].decode()} bytes; {limit:,} are allowed")
         try:
             async with asyncio.timeout_at(deadline):
                 chunks, size = [], 0
@@ -362,4 +355,4 @@ async def gather(asked: Iterable[Awaitable[Answer]]) -> list[Answer]:
 
 
 def bearer(token: str | None) -> bytes | None:
-    return None if token is None else b"Bearer " + token.encode()
+    return None if token is None else token.encode()

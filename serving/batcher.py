@@ -4,6 +4,9 @@ Worker threads, one more than there are cores, take what is to be done next: dec
 is decoded. A batch is due when it is full or when nothing more waits to be decoded. So a client alone waits for nobody,
 and under load batches fill without any delay being added. The engine takes every core by itself: one call of it runs at
 a time, whose-ever it is, and a worker that finds it busy decodes on. Models take turns at both.
+
+An image whose decoding is costly (`Costly`) is handed over to threads of its own kind, which wait for another process:
+however many such images come, the workers stay with the others.
 """
 
 from __future__ import annotations
@@ -15,23 +18,28 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.preprocess import Pixels
+from serving.costly import Costly
 from serving.errors import CLOSING, OUR_FAULT, Closing, DeadlinePassed, InferenceFailed, Overloaded, RequestError
 from serving.runtime import Scores
 
 log = logging.getLogger("bentoml.podium")
 
 Run = Callable[[Pixels], Scores]
-Prepare = Callable[[], Pixels]
+Prepare = Callable[[], Pixels | Costly]
+Job = Callable[[], None]
 
 # Batches decoded ahead of the engine: one for it to take up at once, and one that forms.
 AHEAD = 2
+# Of a model's queue, the share that costly images may fill: the rest is kept for those that are answered at once.
+COSTLY_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,58 +65,100 @@ class Waiting:
 
 
 class Workers:
-    """The threads that do the work of every model. `change` guards the queues; who changes one notifies."""
+    """The threads that do the work of every model, `costly` of them for images that are decoded in another process.
 
-    def __init__(self, threads: int) -> None:
-        self.change = threading.Condition()
+    `change` guards the queues; who changes one notifies it, or `costly_change`, which has the same lock. `clock` is in
+    seconds.
+    """
+
+    def __init__(self, threads: int, costly: int = 1, clock: Callable[[], float] = monotonic) -> None:
+        lock = threading.RLock()
+        self.change, self.costly_change = threading.Condition(lock), threading.Condition(lock)
         self.batchers: list[Batcher] = []
         self.turns = count(1)
         self._engine_free = True
         self._closed = False
-        self._threads = [threading.Thread(target=self._work, name=f"worker-{i}", daemon=True) for i in range(threads)]
-        for thread in self._threads:
+        self._clock = clock
+        self._engine_since: float | None = None
+        self._since: dict[threading.Thread, float] = {}  # when a worker began what it is at
+        self._workers = [self._thread(f"worker-{i}", self._next, self.change) for i in range(threads)]
+        self._costly = [self._thread(f"costly-{i}", self._next_costly, self.costly_change) for i in range(costly)]
+        for thread in (*self._workers, *self._costly):
             thread.start()
 
-    def close(self) -> None:
-        """End the threads, after what they are at."""
+    def close(self, grace: float | None = None) -> bool:
+        """End the threads, after what they are at; False if one is still at it after `grace` seconds."""
         with self.change:
             self._closed = True
             self.change.notify_all()
-        for thread in self._threads:
-            thread.join()
+            self.costly_change.notify_all()
+        end = None if grace is None else monotonic() + grace
+        for thread in (*self._workers, *self._costly):
+            thread.join(None if end is None else max(0.0, end - monotonic()))
+        return not any(thread.is_alive() for thread in (*self._workers, *self._costly))
 
-    def _work(self) -> None:
+    def stalled(self, seconds: float) -> str:
+        """What has not come to an end for longer than `seconds`, if therefore no image can be answered; else ""."""
+        since = self._clock() - seconds
+        with self.change:
+            if self._engine_since is not None and self._engine_since < since:
+                return f"the engine has been at one batch for more than {seconds:g} s"
+            if not self._closed and all(self._since.get(t, since) < since or not t.is_alive() for t in self._workers):
+                return f"every worker has been at one image for more than {seconds:g} s"
+        return ""
+
+    def _thread(self, name: str, take: Callable[[], Job | None], change: threading.Condition) -> threading.Thread:
+        # Daemons, so that one that does not come back holds up no exit.
+        return threading.Thread(target=self._work, args=(take, change), name=name, daemon=True)
+
+    def _work(self, take: Callable[[], Job | None], change: threading.Condition) -> None:
+        thread = threading.current_thread()
         while True:
-            with self.change:
-                while (job := self._next()) is None:
+            with change:
+                self._since.pop(thread, None)
+                while (job := take()) is None:
                     if self._closed:
                         return
-                    self.change.wait(self._pause())
+                    change.wait(self._pause() if change is self.change else None)
+                self._since[thread] = self._clock()
                 # There may be more to do than one thread was woken for.
-                self.change.notify()
-            batcher, batch, runs = job
-            if not runs:
-                batcher.prepare(batch[0])
-                continue
-            try:
-                batcher.answer(batch)
-            finally:
-                with self.change:
-                    self._engine_free = True
+                change.notify()
+            job()
 
-    def _next(self) -> tuple[Batcher, list[Waiting], bool] | None:
+    def _next(self) -> Job | None:
         """What to do now, taken out of its queue: a batch to run, else an image to decode."""
         if self._engine_free:
             now = perf_counter()
             for batcher in sorted(self.batchers, key=lambda b: b.ran):
                 if batcher.due(now) and (batch := batcher.take()):
                     batcher.ran, self._engine_free = next(self.turns), False
-                    return batcher, batch, True
+                    self._engine_since = self._clock()
+                    return partial(self._run, batcher, batch)
         for batcher in sorted(self.batchers, key=lambda b: b.prepared):
             if item := batcher.take_undecoded():
                 batcher.prepared = next(self.turns)
-                return batcher, [item], False
+                return partial(batcher.prepare, item)
         return None
+
+    def _next_costly(self) -> Job | None:
+        for batcher in sorted(self.batchers, key=lambda b: b.prepared_costly):
+            if item := batcher.take_costly():
+                batcher.prepared_costly = next(self.turns)
+                return partial(self._prepare_costly, batcher, item)
+        return None
+
+    def _prepare_costly(self, batcher: Batcher, item: Waiting) -> None:
+        batcher.prepare(item)
+        with self.change:
+            self.change.notify()  # these threads run no engine
+
+    def _run(self, batcher: Batcher, batch: list[Waiting]) -> None:
+        try:
+            batcher.answer(batch)
+        finally:
+            with self.change:
+                self._engine_free, self._engine_since = True, None
+                self.costly_change.notify_all()
 
     def _pause(self) -> float | None:
         """Seconds until a batch that waits for company is due without; None where there is none."""
@@ -142,11 +192,13 @@ class Batcher:
         self.on_depth, self.on_batch = on_depth, on_batch
         self.accepted = 0
         self.closing = False
-        self.ran = self.prepared = 0  # at which turn this model last had the engine, and a decoder
+        # At which turn this model last had the engine, a decoder, and one of the costly.
+        self.ran = self.prepared = self.prepared_costly = 0
         self._loop = asyncio.get_running_loop()
         self._buffer: Pixels = np.empty((max_batch, *shape), np.uint8)
         # In the order of arrival, and quick to leave.
         self._undecoded: dict[Waiting, None] = {}
+        self._costly: dict[Waiting, None] = {}
         self._ready: dict[Waiting, None] = {}
         self._since_batch = 0  # images decoded, or found damaged, since the first of those that are ready
         self._answered = asyncio.Event()
@@ -217,6 +269,7 @@ class Batcher:
         with self.workers.change:
             self._undecoded.pop(item, None)
             self._ready.pop(item, None)
+            self._costly.pop(item, None)
         self.on_depth(self._depth)
 
     @staticmethod
@@ -233,7 +286,7 @@ class Batcher:
 
     @property
     def _depth(self) -> int:
-        return len(self._undecoded) + len(self._ready)
+        return len(self._undecoded) + len(self._costly) + len(self._ready)
 
     def due(self, now: float) -> bool:
         """Whether a batch is to run now."""
@@ -265,26 +318,50 @@ class Batcher:
         del self._undecoded[item]
         return item
 
+    def take_costly(self) -> Waiting | None:
+        if not self._costly or len(self._ready) >= AHEAD * self.max_batch:
+            return None
+        item = next(iter(self._costly))
+        del self._costly[item]
+        return item
+
     # In the workers' threads, without it
 
     def prepare(self, item: Waiting) -> None:
-        """Decode one image; what is wrong with it is its own answer."""
+        """Decode one image, or queue it with the costly ones; what is wrong with it is its own answer."""
         started = perf_counter()
+        prepared: Pixels | Costly | None = None
         try:
             if not item.answer.done():
-                item.pixels = item.prepare()
+                prepared = item.prepare()
         except RequestError as error:
             self._send({item: error})
         except Exception:
             log.exception("decoding failed")
             self._send({item: InferenceFailed(OUR_FAULT)})
-        item.decode = perf_counter() - started
+        item.decode += perf_counter() - started
+        if isinstance(prepared, Costly):
+            self._hand_over(item, prepared)
+            return
         with self.workers.change:
+            item.pixels = prepared
             if not self._ready:
                 self._since_batch = 0
             self._since_batch += 1
             if item.pixels is not None and not item.answer.done():
                 self._ready[item] = None
+        if item.pixels is None:
+            self.on_depth(self._depth)  # of the others the engine's call tells
+
+    def _hand_over(self, item: Waiting, costly: Costly) -> None:
+        item.prepare = costly.prepare
+        with self.workers.change:
+            waiting = len(self._costly)
+            if not (full := waiting >= max(1, int(COSTLY_SHARE * self.max_queue))) and not item.answer.done():
+                self._costly[item] = None
+                self.workers.costly_change.notify()
+        if full:
+            self._send({item: Overloaded(f"{waiting} images that are costly to decode are waiting already", 1)})
 
     def answer(self, batch: list[Waiting]) -> None:
         """Run the engine on a batch and give every image its own; a batch that fails leaves nobody waiting."""

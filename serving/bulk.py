@@ -33,6 +33,7 @@ from models.preprocess import Pixels
 from serving import images, inputs, runtime
 from serving.errors import OUR_FAULT, InferenceFailed, RequestError
 from serving.inputs import Columns, Place
+from serving.limits import Limits
 from serving.runtime import Artifact, Scores
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Job:
     image_column: str | None
     id_column: str | None
     max_pixels: int
+    image_seconds: float
     max_bytes: int
 
     @property
@@ -100,7 +102,7 @@ def job(
     top_k: int | None = None,
     part_size: int = PART_SIZE,
     columns: Columns = inputs.FOUND,
-    max_pixels: int,
+    image: Limits,
     max_bytes: int,
 ) -> Job:
     """The job, checked; `top_k` None is five, or every class of a network with fewer."""
@@ -115,7 +117,7 @@ def job(
     return Job(
         inputs.without_secret(inputs.absolute(source)),
         artifact.tag, artifact.manifest["files"][graph]["sha256"], engine, precision, top_k, part_size,
-        *columns, max_pixels, max_bytes,
+        *columns, image.pixels, image.seconds, max_bytes,
     )  # fmt: skip
 
 
@@ -284,7 +286,7 @@ class Classifier:
         yield from ahead
 
     def _decode(self, load: inputs.Load) -> Pixels:
-        return images.decode(load(), self.recipe, self.job.max_pixels)
+        return images.decode(load(), self.recipe, Limits(self.job.max_pixels, self.job.image_seconds))
 
     def _answer(self, waiting: list[tuple[dict[str, Any], Pixels]]) -> None:
         """Run one batch and fill its rows, as the service's answers are."""

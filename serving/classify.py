@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from time import perf_counter
 from types import FrameType
@@ -33,15 +34,23 @@ from serving.errors import (
     Unloadable,
 )
 from serving.images import Picture
+from serving.limits import costly_decoders
 from serving.metrics import Metrics
 from serving.runtime import Artifact, Runtime, Scores
+from serving.sandbox import Sandbox
 from serving.settings import Settings
+from serving.text import quoted
 
 log = logging.getLogger("bentoml.podium")
 
 Answer = dict[str, Any]
 
 TOP_K = 5
+
+# What BentoML's store may call a model or a version; never ":" or "/", which would make another tag or path of it.
+NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+# Seconds that a shutdown grants, after the last deadline of a request, to what has not ended by itself.
+GRACE = 2.0
 
 
 class Model:
@@ -64,24 +73,39 @@ class Model:
     def predictions(self, scores: NDArray[np.float32], top_k: int) -> list[Answer]:
         """The `top_k` likeliest classes, likeliest first; of equals the one with the lower number first.
 
-        Raises `InferenceFailed` for scores that are no numbers.
+        Raises `InferenceFailed` for scores that are not finite.
         """
+        self.check_finite(scores)
+        best = runtime.likeliest(scores, top_k)
+        return [{**self.classes[i], "probability": round(float(scores[i]), 6)} for i in best]
+
+    def check_finite(self, scores: NDArray[np.float32]) -> None:
+        """Raises `InferenceFailed` for scores that are not finite."""
         if not np.isfinite(scores).all():
             log.error("%s gave scores that are not finite", self.artifact.tag)
             raise InferenceFailed(OUR_FAULT)
-        best = runtime.likeliest(scores, top_k)
-        return [{**self.classes[i], "probability": round(float(scores[i]), 6)} for i in best]
+
+    def described(self) -> str:
+        """What answers, for the log: how it was trained, when it was exported, and what runs it."""
+        run, threads = self.runtime, self.runtime.threads
+        engine = f"{run.engine} {run.precision} on {threads} thread{'s' if threads > 1 else ''}"
+        return f"{self.artifact.weights} weights, exported {self.artifact.exported}, {engine}"
 
     def summary(self) -> Answer:
         """What a list of models says of this one, from its manifest."""
         manifest = self.artifact.manifest
         kept = ("family", "year", "published", "input", "classes", "params", "macs")
-        return {**self.identity, **{key: manifest.get(key) for key in kept}}
+        architecture = {"architecture": self.artifact.architecture}
+        return {**self.identity, **architecture, **{key: manifest.get(key) for key in kept}}
 
     def details(self) -> Answer:
-        """The whole manifest, but for the machine it was made on."""
+        """The whole manifest, but for the machine it was made on and the commands typed there, which hold its paths."""
         manifest = {key: value for key, value in self.artifact.manifest.items() if key != "environment"}
-        return {**self.identity, "manifest": manifest}
+        files = {
+            name: {key: value for key, value in record.items() if key != "command"}
+            for name, record in manifest["files"].items()
+        }
+        return {**self.identity, "manifest": {**manifest, "files": files}}
 
 
 class Serving:
@@ -106,15 +130,18 @@ class Serving:
     async def start(self) -> None:
         """Load and warm every model; ready after."""
         # On one core, too, one thread decodes while another waits for a GPU.
-        self.workers = Workers(runtime.cores() + 1)  # one waits for the engine, whose threads are its own
+        self.sandbox = Sandbox(costly_decoders(runtime.cores()))
+        # One waits for the engine, whose threads are its own.
+        self.workers = Workers(runtime.cores() + 1, self.sandbox.size)
         self._idle = asyncio.Event()
         self._swap = asyncio.Lock()
         runtime.bound_heap()
         await asyncio.to_thread(Image.init)  # Pillow looks for its formats when first asked for one
         for artifact in self.artifacts:
             opened, max_batch = await asyncio.to_thread(self._load, artifact)
-            self.models[artifact.network] = self._model(artifact, opened, max_batch)
-            log.info("%s is loaded and warm", artifact.tag)
+            model = self.models[artifact.network] = self._model(artifact, opened, max_batch)
+            default = ", the default" if len(self.models) == 1 else ""
+            log.info("%s is loaded and warm: %s%s", artifact.tag, model.described(), default)
         self.metrics.sensors = await asyncio.to_thread(power.sensors)
         self.ready = True
 
@@ -153,13 +180,20 @@ class Serving:
     async def load(self, network: str, version: str) -> Model:
         """Serve this version of `network` from now on; the one it replaces answers what it had accepted, and goes.
 
-        Raises `UnknownModel` where the store has no such model, and `Unloadable` where it cannot be run.
+        `version` is a whole version, or "latest". Raises `UnknownModel` where the store has no such model, and
+        `Unloadable` where it cannot be run.
         """
+        for text in (network, version):
+            if not NAME.fullmatch(text):
+                raise UnknownModel(f"{quoted(text)} is not a name or a version; `python -m export list` shows them")
         async with self._swap:
             try:
                 artifact = await asyncio.to_thread(runtime.find, f"{network}:{version}")
             except Failure as error:
                 raise UnknownModel(str(error)) from None
+            # The store takes the beginning of a version for the whole, and capitals for small letters.
+            if artifact.network != network or version not in ("latest", artifact.version):
+                raise UnknownModel(f"no exported model is called {quoted(f'{network}:{version}')}; write it in whole")
             if (old := self.models.get(artifact.network)) and old.artifact.version == artifact.version:
                 return old
             try:
@@ -170,7 +204,8 @@ class Serving:
             new = self.models[artifact.network] = self._model(artifact, opened, max_batch)
             if old:
                 await self._release_model(old)
-        log.info("%s is loaded%s", artifact.tag, f" in place of {old.artifact.tag}" if old else "")
+        place = f" in place of {old.artifact.tag}" if old else ""
+        log.info("%s is loaded%s: %s", artifact.tag, place, new.described())
         return new
 
     async def unload(self, network: str) -> Model:
@@ -189,7 +224,7 @@ class Serving:
         await asyncio.to_thread(runtime.give_back_memory)
 
     def picture(self, body: bytes) -> Picture:
-        return Picture(body, self.settings.max_pixels)
+        return Picture(body, self.settings.image, self.sandbox)
 
     async def classify(
         self, picture: Picture, name: str | None = None, top_k: int | None = None, *, deadline: float
@@ -201,7 +236,7 @@ class Serving:
             top_k = self.top_k(model, top_k)
             with model.batcher.admit():  # 429: before any work is put into it
                 # 413, 415, 422 for this image alone, 504 past its deadline.
-                scored = await model.batcher.submit(partial(picture.pixels, model.recipe), deadline)
+                scored = await model.batcher.submit(partial(picture.prepare, model.recipe), deadline)
             predictions = model.predictions(scored.scores, top_k)
         except RequestError as error:
             error.model = model.artifact.network
@@ -218,9 +253,9 @@ class Serving:
             error.model = model.artifact.network
             raise
 
-    async def infer(self, name: str, batch: Pixels, *, deadline: float) -> Scores:
+    async def infer(self, model: Model, batch: Pixels, *, deadline: float) -> Scores:
         """The probabilities [n, classes] of pixels uint8 [n, height, width, channels]. Raises `RequestError`."""
-        started, model = perf_counter(), self.model(name)
+        started, name = perf_counter(), model.artifact.network
         waiting: list[asyncio.Task[Scored]] = []
         try:
             with ExitStack() as room:
@@ -229,6 +264,8 @@ class Serving:
                 asked = (model.batcher.submit(partial(np.asarray, image), deadline) for image in batch)
                 waiting = [asyncio.ensure_future(one) for one in asked]
                 scored = await asyncio.gather(*waiting)
+            scores = np.stack([one.scores for one in scored])
+            model.check_finite(scores)
         except RequestError as error:
             error.model = name
             raise
@@ -237,7 +274,7 @@ class Serving:
                 task.cancel()  # of one that failed, the others are no use
         for one in scored:
             self.metrics.observe(name, (None, one.queue, one.inference, perf_counter() - started))
-        return np.stack([one.scores for one in scored])
+        return scores
 
     def model(self, name: str | None) -> Model:
         """The model called `name`, else the default. Raises `UnknownModel`."""
@@ -247,7 +284,7 @@ class Serving:
             return self.models[name]
         except KeyError:
             raise UnknownModel(
-                f"no model is called {name[:80]!r}; there are {', '.join(self.models) or 'none'}"
+                f"no model is called {quoted(name)}; there are {', '.join(self.models) or 'none'}"
             ) from None
 
     @staticmethod
@@ -283,22 +320,38 @@ class Serving:
         if not self.metrics.inflight:
             self._idle.set()
 
+    def unready(self) -> str:
+        """Why no request should come here now; "" if it may."""
+        if not self.ready:
+            return "shutting down" if self.closing else "loading the models"
+        if not self.models:
+            return "no model is loaded"
+        return self.workers.stalled(self.settings.timeout)
+
     async def drain(self) -> None:
-        """Not ready from now on; returns when every request under way is answered."""
+        """Not ready from now on; returns when every request under way is answered, or past its deadline."""
         self.closing, self.ready = True, False
-        while self.metrics.inflight:
-            self._idle.clear()
-            await self._idle.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.timeout + GRACE):
+                while self.metrics.inflight:
+                    self._idle.clear()
+                    await self._idle.wait()
 
     async def stop(self) -> None:
         await self.drain()
-        for model in self.models.values():
-            await model.batcher.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GRACE):
+                for model in self.models.values():
+                    await model.batcher.close()
         # Waits for the threads' last calls, off the event loop.
         await asyncio.to_thread(self._release)
 
     def _release(self) -> None:
-        self.workers.close()
+        self.sandbox.close()
+        if not self.workers.close(GRACE):
+            # An engine is not closed under a call of it. The threads are daemons, and end with the process.
+            log.warning("a worker did not end within %g s; the process ends without it", GRACE)
+            return
         for model in self.models.values():
             model.runtime.close()
 

@@ -6,6 +6,11 @@ request, or one image, and touches no other.
 
 from __future__ import annotations
 
+from serving.text import printable
+
+# Characters; a message may repeat what a client sent, or what a library said of it.
+LONGEST = 1000
+
 CLOSING = "the server is shutting down; try again in a few seconds"
 OUR_FAULT = "the server failed on this request; its log says why"
 
@@ -20,6 +25,11 @@ class RequestError(Exception):
     # The model that was asked, for the metrics; never the client's own words, which could be anything.
     model = "unknown"
 
+    def __init__(self, message: str = "") -> None:
+        """`message` is kept on one line and within `LONGEST`, whatever a client's text in it is."""
+        message = printable(message)
+        super().__init__(message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}...")
+
 
 class BadRequest(RequestError):
     status, code = 400, "bad_request"
@@ -29,12 +39,22 @@ class Unauthorized(RequestError):
     status, code = 401, "unauthorized"
 
 
+class NotFound(RequestError):
+    """The path is not one of ours."""
+
+    status, code = 404, "not_found"
+
+
 class UnknownModel(RequestError):
     status, code = 404, "unknown_model"
 
 
 class MethodNotAllowed(RequestError):
     status, code = 405, "method_not_allowed"
+
+    def __init__(self, message: str, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class SlowRequest(RequestError):
@@ -77,6 +97,10 @@ class NotReady(RequestError):
     """Only `/readyz` says so: the models are loading, or the server is shutting down."""
 
     status, code = 503, "not_ready"
+
+
+class TooManyConnections(RequestError):
+    status, code, retry_after = 503, "too_many_connections", 5
 
 
 class DeadlinePassed(RequestError):

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import secrets
 from collections.abc import Awaitable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.errors import RequestError
+from serving.errors import MethodNotAllowed, RequestError
 
 T = TypeVar("T")
 
 
 Header = tuple[bytes, bytes]
 
+JSON = b"application/json"
 
 # How long a client that is answered before it has sent all may go on, so that it reads the answer.
 LINGER = 1.0
@@ -34,44 +35,36 @@ class ClientGone(Exception):
     """Nobody is left to answer."""
 
 
-@dataclass(frozen=True)
-class Raw:
-    """An answer that is not JSON alone."""
+class Raw(NamedTuple):
+    """An answer in bytes."""
 
     body: bytes
     content_type: bytes
     headers: tuple[Header, ...] = ()
+    status: int = 200
 
 
 class Exchange:
-    """One request's way back: its id, echoed in the response, its status, and when it began."""
+    """One request's way back: its id, echoed in the response, its status, and when it began.
 
-    __slots__ = ("_send", "id", "started", "status")
+    A `bare` one is answered without the body, as HEAD asks.
+    """
 
-    def __init__(self, send: Send, asked: bytes) -> None:
-        self._send, self.started, self.status = send, perf_counter(), 500
+    __slots__ = ("_bare", "_send", "id", "started", "status")
+
+    def __init__(self, send: Send, asked: bytes, bare: bool) -> None:
+        self._send, self._bare, self.started, self.status = send, bare, perf_counter(), 500
         # A client's own id goes back as it came, if it can stand in a header and in a log.
-        self.id = asked.decode("ascii") if ID.fullmatch(asked) else f"{PROCESS}-{next(NUMBER):x}"
+        self.id = asked.decode("ascii") if ID.fullmatch(asked) else new_id()
 
-    async def send(self, message: Message) -> None:
-        """Pass on a message of another application's response."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self.id.encode())]}
-        await self._send(message)
-
-    async def reply(
-        self, status: int, body: bytes, headers: Iterable[Header] = (), content_type: bytes = b"application/json"
-    ) -> None:
+    async def reply(self, status: int, body: bytes, headers: Iterable[Header] = (), content_type: bytes = JSON) -> None:
         self.status = status
-        start = [
-            (b"content-type", content_type),
-            (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", self.id.encode()),
-            *headers,
-        ]
+        start = [(b"x-request-id", self.id.encode()), *headers]
+        if status != 304:  # which would have to give the length of what it does not send
+            start.append((b"content-type", content_type))
+            start.append((b"content-length", b"%d" % len(body)))
         await self._send({"type": "http.response.start", "status": status, "headers": start})
-        await self._send({"type": "http.response.body", "body": body})
+        await self._send({"type": "http.response.body", "body": b"" if self._bare else body})
 
 
 class Upload:
@@ -79,15 +72,21 @@ class Upload:
 
     def __init__(self, receive: Receive) -> None:
         self.receive = receive
-        self.ended = False
+        self.begun = self.ended = False
 
     async def __call__(self) -> Message:
+        self.begun = True
         message = await self.receive()
         self.ended = message["type"] != "http.request" or not message.get("more_body")
         return message
 
-    async def discard(self, most: int) -> None:
-        """Read on for a moment, up to `most` bytes: a connection closed on a sender may lose it our answer."""
+    async def discard(self, most: int, expect: bytes) -> None:
+        """Read on for a moment, up to `most` bytes: a connection closed on a sender may lose it our answer.
+
+        Not where the client's `Expect` header field says that it waits to be told: to read would tell it to send.
+        """
+        if expect.lower() == b"100-continue" and not self.begun:
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER):
                 while not self.ended and most > 0:
@@ -139,11 +138,45 @@ ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 PROCESS, NUMBER = secrets.token_hex(4), count(1)
 
 
+def new_id() -> str:
+    return f"{PROCESS}-{next(NUMBER):x}"
+
+
 encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(", ", ": ")).encode
 
 
 def encode(answer: dict[str, Any]) -> bytes:
-    return encode_text(answer).encode()
+    """`answer` as JSON. Never raises: half of a surrogate pair is written as its escape, a number that is not finite as
+    null, and any other object as its text.
+    """
+    try:
+        text = encode_text(answer)
+    except (ValueError, TypeError):
+        text = encode_text(writable(answer))
+    # Python's escape of a surrogate, the one thing that UTF-8 cannot say, is also JSON's.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def writable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): writable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [writable(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def credentials(scope: Scope) -> bytes:
+    """The bearer token of the request; b"" if it has none, more than one, or another scheme.
+
+    The scheme's name may be written in any case (RFC 9110, 11.1).
+    """
+    sent = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(sent) != 1:
+        return b""
+    scheme, _, token = sent[0].partition(b" ")
+    return bytes(token) if scheme.lower() == b"bearer" else b""
 
 
 def described(error: RequestError) -> dict[str, Any]:
@@ -158,4 +191,6 @@ def headers_of(error: RequestError) -> list[Header]:
         headers.append(CLOSE)
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allow.encode()))
     return headers

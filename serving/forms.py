@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from urllib.parse import parse_qsl
 
-from python_multipart.multipart import parse_options_header
-
 from serving.errors import BadRequest, TooLarge
 from serving.images import check_content_type
+from serving.text import quoted
 
 # A field that is not an image is a name or a number.
 LONGEST_FIELD = 1000
@@ -21,6 +21,21 @@ LONGEST_HEAD = 8000
 
 
 LONGEST_BOUNDARY = 200  # the standard has 70
+
+
+LONGEST_CONTENT_TYPE = 1000
+
+
+# Parts that are not images: few, so that a form of nothing but heads ends early.
+MOST_FIELDS = 16
+
+
+# Header lines of a part, and parameters of a header: browsers and clients send three of each.
+MOST_OPTIONS = 16
+
+
+# One parameter of a header (RFC 9110, 5.6.6). Begun where the one before it ended, so that a header is read once.
+OPTION = re.compile(rb'[ \t]*;[ \t]*([^\s;="]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))', re.DOTALL)
 
 
 FIELDS = ("model", "top_k")
@@ -35,7 +50,7 @@ class Form:
 
     def add(self, name: str, value: str) -> None:
         if name not in FIELDS:
-            raise BadRequest(f"{name[:80]!r} is no parameter; there are {', '.join(FIELDS)} and the field image")
+            raise BadRequest(f"{quoted(name)} is no parameter; there are {', '.join(FIELDS)} and the field image")
         if name in self.fields:
             raise BadRequest(f"{name} is given more than once")
         self.fields[name] = value
@@ -50,7 +65,7 @@ class Form:
         if text is None:
             return None
         if not (text.isascii() and text.isdecimal() and len(text) <= 9):
-            raise BadRequest(f"top_k is {text[:80]!r}; it must be a whole number from 1 on")
+            raise BadRequest(f"top_k is {quoted(text)}; it must be a whole number from 1 on")
         return int(text)
 
 
@@ -77,9 +92,11 @@ def multipart(body: bytes, boundary: bytes, form: Form, most_images: int) -> Non
     """
     if not 1 <= len(boundary) <= LONGEST_BOUNDARY:
         raise BadRequest(f"the multipart Content-Type has no boundary, or one over {LONGEST_BOUNDARY} characters")
-    line, cut_off = b"\r\n--" + boundary, BadRequest("the multipart form is cut off before its last boundary")
+    line = b"\r\n--" + boundary
+    after = Boundaries(body, line, most_images + MOST_FIELDS).after
+    cut_off = BadRequest("the multipart form is cut off before its last boundary")
     # The first boundary may follow a preamble, and begins the body otherwise.
-    at = len(line) - 2 if body.startswith(line[2:]) else _after(body, line, 0)[1]
+    at = len(line) - 2 if body.startswith(line[2:]) else after(0)[1]
     while at >= 0 and body[at : at + 2] != b"--":
         begin = body.find(b"\r\n", at)
         head_end = body.find(b"\r\n\r\n", begin)
@@ -90,7 +107,7 @@ def multipart(body: bytes, boundary: bytes, form: Form, most_images: int) -> Non
         if line in body[begin:head_end]:
             raise BadRequest("a part of the multipart form has a head without an end")
         name, content_type = _part(body[begin:head_end])
-        end, at = _after(body, line, head_end + 2)
+        end, at = after(head_end + 2)
         if at < 0:
             raise cut_off
         value = body[head_end + 4 : end]
@@ -100,44 +117,72 @@ def multipart(body: bytes, boundary: bytes, form: Form, most_images: int) -> Non
                 raise TooLarge(f"more than {most_images} images; send fewer at a time")
             form.images.append(value)
         elif len(value) > LONGEST_FIELD:
-            raise BadRequest(f"the field {name[:80]!r} is over {LONGEST_FIELD} bytes")
+            raise BadRequest(f"the field {quoted(name)} is over {LONGEST_FIELD} bytes")
         elif (text := plain(value)) is not None:
             form.add(name, text)
     if at < 0:
         raise cut_off
 
 
-def _after(body: bytes, line: bytes, start: int) -> tuple[int, int]:
-    """Where the next boundary line begins, from `start` on, and where what follows its boundary does; -1 for none.
+class Boundaries:
+    """The lines of a multipart body that begin with its boundary, at most `most` of them.
 
-    What only begins like the boundary is content.
+    What only begins like the boundary is content, and costs as much to look at.
     """
-    while (found := body.find(line, start)) >= 0:
-        start = found + len(line)
-        if body[start : start + 2] in (b"--", b"\r\n") or body[start : start + 1] in (b" ", b"\t"):
-            return found, start
-    return -1, -1
+
+    def __init__(self, body: bytes, line: bytes, most: int) -> None:
+        self.body, self.line, self.left = body, line, most
+
+    def after(self, start: int) -> tuple[int, int]:
+        """Where the next one begins, from `start` on, and where what follows its boundary does; -1 for none."""
+        body, line = self.body, self.line
+        while (found := body.find(line, start)) >= 0:
+            if (left := self.left) == 0:
+                raise TooLarge("the form has more parts than the images and fields it may have; send fewer at a time")
+            self.left = left - 1
+            start = found + len(line)
+            if body[start : start + 2] in (b"--", b"\r\n") or body[start : start + 1] in (b" ", b"\t"):
+                return found, start
+        return -1, -1
 
 
 @lru_cache(256)
 def declared(content_type: bytes) -> tuple[str, bytes]:
     """What a Content-Type names, and its boundary."""
-    kind, options = parse_options_header(content_type)
+    if len(content_type) > LONGEST_CONTENT_TYPE:
+        raise BadRequest(f"the Content-Type is over {LONGEST_CONTENT_TYPE} bytes")
+    kind, options = with_options(content_type)
     return kind.decode("latin-1"), options.get(b"boundary", b"")
 
 
 @lru_cache(256)  # a client's forms differ in their pictures
 def _part(head: bytes) -> tuple[str, str]:
     """The name and the content type that a part's header lines give it; raises `BadRequest` where it has no name."""
-    fields = {}
-    for line in head.split(b"\r\n"):
+    fields: dict[bytes, bytes] = {}
+    for line in head.split(b"\r\n", MOST_OPTIONS)[:MOST_OPTIONS]:
         key, _, value = line.partition(b":")
-        fields[key.strip().lower()] = value.strip()
-    disposition, options = parse_options_header(fields.get(b"content-disposition", b""))
+        fields.setdefault(key.strip().lower(), value.strip())
+    disposition, options = with_options(fields.get(b"content-disposition", b""))
     if disposition != b"form-data" or b"name" not in options:
         raise BadRequest("a part of the multipart form has no name")
-    content_type, _ = parse_options_header(fields.get(b"content-type", b""))
+    content_type, _ = with_options(fields.get(b"content-type", b""))
     return options[b"name"].decode("utf-8", "replace"), content_type.decode("latin-1")
+
+
+def with_options(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
+    """A header's value in lower case, and its parameters, of two equal ones the first; nothing after the first that
+    cannot be read.
+    """
+    kind, _, _ = value.partition(b";")
+    options: dict[bytes, bytes] = {}
+    at = len(kind)
+    for _ in range(MOST_OPTIONS):
+        if (found := OPTION.match(value, at)) is None:
+            break
+        name, text, token = found.groups()
+        options.setdefault(name.lower(), token if text is None else re.sub(rb"\\(.)", rb"\1", text))
+        at = found.end()
+    return kind.strip().lower(), options
 
 
 def plain(value: bytes) -> str | None:

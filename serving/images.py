@@ -1,7 +1,10 @@
 """From the bytes of a request to the pixels a network takes, within limits.
 
-Whatever the bytes are, the outcome is pixels or one of three errors: `UnsupportedImage` (no format we take),
-`TooLarge` (more pixels than allowed) or `DamagedImage`.
+Whatever the bytes are, the outcome is pixels or one of three errors: `UnsupportedImage` (not a format we take),
+`TooLarge` (more pixels, memory or processor time than allowed) or `DamagedImage`.
+
+What its head declares decides where an image is decoded. One that is as encoders write it, and not large, is decoded
+where it is asked for (`decode_here`); any other one in a process that can be killed (`serving.sandbox`).
 """
 
 from __future__ import annotations
@@ -9,11 +12,18 @@ from __future__ import annotations
 import io
 import threading
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 from PIL import Image, UnidentifiedImageError
 
-from models.preprocess import Pixels, Preprocess, flatten, pixels
+from models.preprocess import Pixels, Preprocess, flatten, full_scale, pixels
+from serving import heads
+from serving.costly import Costly
 from serving.errors import DamagedImage, TooLarge, UnsupportedImage
+from serving.heads import Head
+from serving.limits import HERE_BYTES, HERE_SECONDS, Limits
+from serving.sandbox import Sandbox, shared
 
 # The formats we take, by the bytes they begin with.
 SIGNATURES = (
@@ -54,6 +64,11 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# An estimate this far over the budget is no longer a matter of the processor's speed.
+CERTAINLY = 2.0
+SCALING_SECONDS = 20e-9  # for each pixel that an image is scaled to
+STRIP_PIXELS = 1 << 20
+
 # Pillow warns of what it can live with, damaged EXIF and many pixels; our own limit on these is stricter than its.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -78,45 +93,106 @@ def image_format(body: bytes) -> str:
     raise UnsupportedImage(f"the {len(body):,} bytes sent are not a {FORMATS} image")
 
 
-def decode(body: bytes, recipe: Preprocess, max_pixels: int) -> Pixels:
+def decode(body: bytes, recipe: Preprocess, limits: Limits, sandbox: Sandbox | None = None) -> Pixels:
     """`body` as uint8 [crop, crop, channels], upright, as `recipe` wants it.
 
-    The size is checked before a pixel is decoded. Of an animation the first frame counts.
+    What the head declares is checked before a pixel is decoded. Of an animation the first frame counts.
+    """
+    return Picture(body, limits, sandbox).pixels(recipe)
+
+
+def check(body: bytes, recipe: Preprocess, limits: Limits) -> tuple[str, bool]:
+    """The format of `body`, and whether it may be decoded in this process.
+
+    Raises `UnsupportedImage`, `TooLarge` and `DamagedImage`.
     """
     name = image_format(body)
+    head = heads.read(name, body)
+    if head.width and head.height:
+        check_size((head.width, head.height), recipe, limits.pixels)
+    taken = memory(head, recipe)
+    if taken > limits.memory:
+        raise TooLarge(
+            f"decoding this {name} of {head.width:,} x {head.height:,} pixels takes {taken / 1e6:,.0f} MB; "
+            f"{limits.memory / 1e6:,.0f} are allowed; send it smaller, or as a plain JPEG"
+        )
+    seconds = head.seconds + scaled(head, recipe) * SCALING_SECONDS
+    if seconds > CERTAINLY * limits.seconds:
+        raise TooLarge(
+            f"decoding this {name} of {head.width:,} x {head.height:,} pixels takes about {seconds:,.0f} s "
+            f"of processor time; {limits.seconds:,g} are allowed; send it smaller, or saved anew as a plain JPEG"
+        )
+    return name, not head.unusual and taken <= HERE_BYTES and seconds <= min(HERE_SECONDS, limits.seconds)
+
+
+def scaled(head: Head, recipe: Preprocess) -> int:
+    """Pixels of the image once its short side is `recipe.resize`: 116,000 of a photograph, millions of a long line."""
+    short = min(head.width, head.height)
+    return recipe.resize * recipe.resize * max(head.width, head.height) // short if short else 0
+
+
+def memory(head: Head, recipe: Preprocess) -> int:
+    """Bytes that decoding and scaling take at their peak, beside the encoded image."""
+    return head.memory + 2 * heads.COLOUR * scaled(head, recipe)
+
+
+def decode_here(body: bytes, name: str, recipe: Preprocess, max_pixels: int) -> Pixels:
+    """`decode` for a format known already, in this process, whatever it costs."""
     # Pillow raises anything on hostile bytes (OSError, SyntaxError, struct.error, KeyError and more), and whatever goes
     # wrong in this block is due to the bytes.
     try:
         image: Image.Image = Image.open(io.BytesIO(body), formats=(name,))
         check_size(image.size, recipe, max_pixels)
         image.load()
-        image = flatten(upright(image), recipe.mode)
         check_size(image.size, recipe, max_pixels)
+        turn = orientation(image)
+        image = released(image)
+        if turn is not None:
+            image = image.transpose(turn)
+        return pixels(opaque(image, recipe.mode), recipe)
     except (TooLarge, DamagedImage):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise TooLarge(f"the image has more than the {max_pixels:,} pixels allowed") from None
+    except MemoryError:
+        raise TooLarge(f"decoding the {name} takes more memory than allowed; send it smaller") from None
     except UnidentifiedImageError as error:  # whose text is our buffer's address
         raise DamagedImage(f"the {name} image is damaged: its head cannot be read") from error
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = printable(str(error)) or type(error).__name__
         raise DamagedImage(f"the {name} image is damaged: {reason}") from error
-    return pixels(image, recipe)
+
+
+def printable(text: str) -> str:
+    """`text` in one line of at most 200 characters; a decoder's words may carry the client's."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:400]).split())[:200]
 
 
 class Picture:
     """The image of one request, decoded once for every recipe it is asked for, in whichever thread asks first."""
 
-    def __init__(self, body: bytes, max_pixels: int) -> None:
-        self.body, self.max_pixels = body, max_pixels
+    def __init__(self, body: bytes, limits: Limits, sandbox: Sandbox | None = None) -> None:
+        self.body, self.limits, self.sandbox = body, limits, sandbox
         self._turn = threading.Lock()
         self._made: dict[Preprocess, Pixels] = {}
 
     def pixels(self, recipe: Preprocess) -> Pixels:
         """What `decode` gives, and raises."""
+        prepared = self.prepare(recipe)
+        return prepared.prepare() if isinstance(prepared, Costly) else prepared
+
+    def prepare(self, recipe: Preprocess) -> Pixels | Costly:
+        """`pixels` at once if they are decoded in this process, else what waits for another one."""
+        name, ordinary = check(self.body, recipe, self.limits)
+        if ordinary:
+            return self._once(recipe, partial(decode_here, self.body, name, recipe, self.limits.pixels))
+        sandbox = self.sandbox or shared()
+        return Costly(partial(self._once, recipe, partial(sandbox.decode, self.body, name, recipe, self.limits)))
+
+    def _once(self, recipe: Preprocess, make: Callable[[], Pixels]) -> Pixels:
         with self._turn:
             if recipe not in self._made:
-                self._made[recipe] = decode(self.body, recipe, self.max_pixels)
+                self._made[recipe] = make()
             return self._made[recipe]
 
 
@@ -133,10 +209,27 @@ def check_size(size: tuple[int, int], recipe: Preprocess, max_pixels: int) -> No
         raise TooLarge(f"the image is {width:,} x {height:,} pixels, too long and thin to scale to {recipe.resize}")
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """`image` turned as its EXIF orientation says; unreadable EXIF says nothing."""
+def orientation(image: Image.Image) -> Image.Transpose | None:
+    """How `image` is turned upright, as its EXIF says; unreadable EXIF says nothing."""
     try:
-        turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+        return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     except Exception:
-        return image
-    return image if turn is None else image.transpose(turn)
+        return None
+
+
+def released(image: Image.Image) -> Image.Image:
+    """`image`, loaded, without what its decoder still holds: for WebP 12 bytes a pixel."""
+    return image._new(image.im) if image.format == "WEBP" else image
+
+
+def opaque(image: Image.Image, mode: str) -> Image.Image:
+    """What `flatten` gives, made in strips, so that its steps in between take no memory to speak of."""
+    width, height = image.size
+    rows = max(1, STRIP_PIXELS // width)
+    if (image.mode == mode and "transparency" not in image.info) or rows >= height:
+        return flatten(image, mode)
+    deepest = max(full_scale(image.crop((0, y, width, min(y + rows, height)))) for y in range(0, height, rows))
+    flat = Image.new(mode, image.size)
+    for y in range(0, height, rows):
+        flat.paste(flatten(image.crop((0, y, width, min(y + rows, height))), mode, deepest), (0, y))
+    return flat

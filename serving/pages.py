@@ -7,13 +7,14 @@ path leads out of it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from starlette.types import Scope, Send
+from starlette.types import Scope
+
+from serving.exchange import Raw
+from serving.text import read_json
 
 WEB = Path(__file__).with_name("web")
 ROOT = "/ui/"
@@ -41,46 +42,40 @@ HEADERS = (
 )
 
 
-@dataclass(frozen=True)
 class File:
-    """One file of the page."""
+    """One file of the page, and that it has not changed for a browser that has it."""
 
-    body: bytes
-    content_type: str
+    def __init__(self, body: bytes, content_type: str) -> None:
+        self._etag = b'"%s"' % hashlib.sha256(body).hexdigest()[:32].encode()
+        headers = (*HEADERS, (b"etag", self._etag))
+        self.whole = Raw(body, content_type.encode(), headers)
+        self._unchanged = Raw(b"", b"", headers, status=304)
 
-    @property
-    def etag(self) -> bytes:
-        return b'"%s"' % hashlib.sha256(self.body).hexdigest()[:32].encode()
-
-    async def __call__(self, scope: Scope, send: Send) -> None:
-        known = any(name == b"if-none-match" and self.etag in value for name, value in scope["headers"])
-        headers = [*HEADERS, (b"etag", self.etag)]
-        if not known:
-            length = str(len(self.body)).encode()
-            headers += [(b"content-type", self.content_type.encode()), (b"content-length", length)]
-        await send({"type": "http.response.start", "status": 304 if known else 200, "headers": headers})
-        bare = known or scope["method"] == "HEAD"
-        await send({"type": "http.response.body", "body": b"" if bare else self.body})
+    async def __call__(self, scope: Scope, *_: object) -> Raw:
+        known = any(name == b"if-none-match" and self._etag in value for name, value in scope["headers"])
+        return self._unchanged if known else self.whole
 
 
-class Onward:
-    """The way from `/ui` to `/ui/`, which the page's files name each other relative to."""
+class Redirect:
+    """The way to `/ui/`, relative, so that a proxy may have the service in a folder. A permanent one is kept by
+    browsers, for every server that they ever meet at the same address.
+    """
 
-    async def __call__(self, _: Scope, send: Send) -> None:
-        headers = [(b"location", b"ui/"), (b"content-length", b"0")]
-        await send({"type": "http.response.start", "status": 308, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
+    def __init__(self, status: Literal[307, 308]) -> None:
+        self._there = Raw(b"", b"text/plain", ((b"location", b"ui/"),), status)
+
+    async def __call__(self, *_: object) -> Raw:
+        return self._there
 
 
-def files() -> dict[str, File | Onward]:
+def files() -> dict[str, File]:
     """What answers at which path: `/ui/` itself, and every file below it."""
-    found: dict[str, File | Onward] = {
+    found = {
         ROOT + path.relative_to(WEB).as_posix(): File(path.read_bytes(), TYPES[path.suffix])
         for path in sorted(WEB.rglob("*"))
         if path.suffix in TYPES
     }
     found[ROOT] = found.pop(f"{ROOT}index.html")
-    found[ROOT.rstrip("/")] = Onward()
     return found
 
 
@@ -125,26 +120,22 @@ class Results:
                 version = (status.st_mtime_ns, status.st_size)
                 known = self.known.get(path)
                 if known is None or known[0] != version:
-                    text = path.read_text("utf-8") if status.st_size <= LARGEST else ""
+                    text = path.read_bytes() if status.st_size <= LARGEST else b""
                     known = version, shown(text, path.relative_to(self.folder).as_posix())
             except (OSError, ValueError):
                 continue
             yield path, known
 
 
-def shown(text: str, name: str) -> dict[str, Any] | None:
+def shown(text: bytes, name: str) -> dict[str, Any] | None:
     """What the page shows of a result file; None for any other text, and for one in which nothing was measured."""
-
-    def refuse(constant: str) -> float:
-        raise ValueError(f"{constant} is no number")
-
     try:
-        document = json.loads(text, parse_constant=refuse)
+        document = read_json(text)
         if document["schema"] != SCHEMA:
             return None
         environment = {key: document["environment"].get(key) for key in ENVIRONMENT}
         records = [row(record) for record in document["records"] if record.get("scenario") is None]
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
     if not any(record["status"] == "ok" for record in records):
         return None

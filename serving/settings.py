@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
+import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,10 +15,17 @@ from typing import Any
 from PIL import Image
 
 from models.console import Failure
-from serving.runtime import ENGINES, MANIFEST, Artifact, find
+from serving.artifact import Artifact, defaults, find
+from serving.limits import Limits
+from serving.runtime import ENGINES
+from serving.text import quoted
 
 # Pillow stops at twice this by itself, and warns above it.
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+
+
+# Without a limit on open files; each connection takes some 10 kB while it waits.
+MOST_CONNECTIONS = 1 << 16
 
 
 def number(low: float, high: float, kind: type[int] | type[float] = int) -> Callable[[str], float]:
@@ -51,8 +60,11 @@ def tags(text: str) -> tuple[str, ...]:
 
 
 def secret(text: str) -> str:
-    if not text.strip() or not text.isascii() or not text.isprintable():
-        raise ValueError("must be printable ASCII and not empty; unset it to serve without a token")
+    # A header's value is sent without the spaces around it.
+    if text != text.strip() or not text or not text.isascii() or not text.isprintable():
+        raise ValueError(
+            "must be printable ASCII without spaces around it, and not empty; unset it to serve without one"
+        )
     return text
 
 
@@ -67,8 +79,8 @@ class Setting:
 # fmt: off
 SETTINGS = (
     #       PODIUM_...      default      what is allowed                        meaning
-    Setting("MODELS",       "",          tags,                                  "networks or tags to serve, separated by commas; the first answers where a request names none. Empty: the newest version of every network in the store, the most recently exported first"),  # noqa: E501
-    Setting("ENGINE",       "auto",      one_of("auto", *ENGINES),              "the engine; `auto` takes what tuning measured as fastest on a machine like this, else the first that an artifact has a file for and that is installed"),  # noqa: E501
+    Setting("MODELS",       "",          tags,                                  "names or tags to serve, separated by commas; the first answers if a request names none. A name means its newest trained version, or its newest if none is trained. Empty: every name in the store, trained before untrained, the most recently exported first"),  # noqa: E501
+    Setting("ENGINE",       "auto",      one_of("auto", *ENGINES),              "the engine; `auto` takes a GPU's if one can be used, else what the export measured as fastest on a machine like this, else INT8 before fp32 and OpenVINO before ONNX Runtime"),  # noqa: E501
     Setting("PRECISION",    "auto",      one_of("auto", "fp32", "fp16", "int8"), "the precision; `auto` as above"),
     Setting("THREADS",      "0",         number(0, 1024),                       "threads of one engine call; 0: as many as tuning chose, else one per core"),  # noqa: E501
     Setting("MAX_BATCH",    "8",         number(1, 1024),                       "most images in one engine call"),
@@ -76,12 +88,40 @@ SETTINGS = (
     Setting("MAX_QUEUE",    "64",        number(1, 100_000),                    "most unanswered images of one model; more are answered 429"),  # noqa: E501
     Setting("MAX_BODY_MB",  "20",        number(0.001, 2_000, float),           "largest request body, in units of 1,000,000 bytes"),  # noqa: E501
     Setting("MAX_PIXELS",   "50000000",  number(1, MOST_PIXELS),                "most pixels of one image, width times height"),  # noqa: E501
-    Setting("TIMEOUT_MS",   "10000",     number(1, 3_600_000, float),           "how long the head of a request may take, and then the request, from its body's first byte to its answer"),  # noqa: E501
+    Setting("IMAGE_CPU_MS", "4000",      number(1, 600_000, float),             "most processor time that decoding one image may take"),  # noqa: E501
+    Setting("TIMEOUT_MS",   "10000",     number(1, 3_600_000, float),           "how long the head of a request may take, then the request, from its body's first byte to its answer, and then the reading of that"),  # noqa: E501
+    Setting("MAX_CONNECTIONS", "0",    number(0, 1_000_000),                  "most connections open at once; more are answered 503 and closed. 0: as many as the limit on open files allows"),  # noqa: E501
     Setting("LOG",          "text",      one_of("text", "json"),                "lines of the serving process for people, or one JSON object each"),  # noqa: E501
-    Setting("TOKEN",        None,        secret,                                "bearer token that /classify, /compare, /models, /v2 and /ui/results.json then ask for"),  # noqa: E501
+    Setting("TOKEN",        None,        secret,                                "bearer token that everything then asks for but health, /metrics and the files of the page"),  # noqa: E501
     Setting("ADMIN_TOKEN",  None,        secret,                                "bearer token that /models/NETWORK/load and /unload ask for; unset, they are off"),  # noqa: E501
 )
 # fmt: on
+
+
+# What else is called PODIUM_... and is no mistake: read by other parts of the project and by the files of deploy/, or
+# set by Kubernetes in every pod for a service called podium or podium-SOMETHING.
+OTHERS = ("CACHE", "WEIGHTS_MIRROR", "SUPERVISOR_FD", "BIND", "FIGURES", "PEER")
+OTHER = re.compile(
+    r"REPLICA_\d+|(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+
+
+def unknown(environment: Mapping[str, str]) -> list[str]:
+    """A line for every variable `PODIUM_...` that nothing reads, with the setting whose name is most like it.
+
+    To be shown and not to fail on: an environment is shared, and one that was written for another version must not keep
+    a server from starting.
+    """
+    names = [setting.name for setting in SETTINGS]
+    lines = []
+    for variable in sorted(environment):
+        name = variable.removeprefix("PODIUM_")
+        if name == variable or name in names or name in OTHERS or OTHER.fullmatch(name):
+            continue
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
+        meant = f"did you mean PODIUM_{near[0]}?" if near else f"there are PODIUM_{', '.join(names)}"
+        lines.append(f"{quoted(variable)} is no setting and changes nothing; {meant}")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -96,8 +136,9 @@ class Settings:
     max_delay: float
     max_queue: int
     max_body: int
-    max_pixels: int
+    image: Limits
     timeout: float
+    max_connections: int
     log: str
     token: str | None
     admin_token: str | None
@@ -123,12 +164,29 @@ class Settings:
             max_delay=values["MAX_DELAY_MS"] / 1e3,
             max_queue=values["MAX_QUEUE"],
             max_body=int(values["MAX_BODY_MB"] * 1e6),
-            max_pixels=values["MAX_PIXELS"],
+            image=Limits(values["MAX_PIXELS"], values["IMAGE_CPU_MS"] / 1e3),
             timeout=values["TIMEOUT_MS"] / 1e3,
+            max_connections=values["MAX_CONNECTIONS"] or connections_allowed(),
             log=values["LOG"],
             token=values["TOKEN"],
             admin_token=values["ADMIN_TOKEN"],
         )
+
+
+# Open files that are not connections: models, libraries, pipes, what the page serves.
+OTHER_FILES = 128
+
+
+def connections_allowed() -> int:
+    """The connections that the limit on open files leaves room for."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return MOST_CONNECTIONS
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    return min(max(limit - OTHER_FILES, limit // 2), MOST_CONNECTIONS)
 
 
 def check_address(host: str, port: int) -> None:
@@ -151,15 +209,6 @@ def check_temporary() -> None:
         raise Failure(f"{error.strerror}; free some space, or name a folder that has some in TMPDIR") from None
 
 
-def newest() -> list[str]:
-    """The newest version of every network in BentoML's store, the most recently exported first."""
-    import bentoml
-
-    ours = [model for model in bentoml.models.list() if (Path(model.path) / MANIFEST).is_file()]
-    ours.sort(key=lambda model: model.info.creation_time, reverse=True)
-    return list({model.tag.name: str(model.tag) for model in reversed(ours)}.values())[::-1]
-
-
 def carried(source: Path) -> list[str] | None:
     """The models of the bento whose source folder `source` is, in its order; None where it is no bento's."""
     if not (source.parent / "bento.yaml").is_file():
@@ -177,7 +226,7 @@ def artifacts(models: tuple[str, ...], source: Path) -> list[Artifact]:
     """
     inside = carried(source)
     if inside is None:
-        wanted = list(models) or newest()
+        wanted = list(models) or defaults()
     else:
         by_name = {name: tag for tag in inside for name in (tag, tag.split(":")[0], f"{tag.split(':')[0]}:latest")}
         for tag in models:

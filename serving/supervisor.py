@@ -1,7 +1,8 @@
-"""A worker that cannot start ends the server, with one line that says why and status 1.
+"""A worker that cannot start ends the server, with one line that says why and status 1; and it ends with its server.
 
 `bentoml serve` is a supervisor and its worker. It starts a worker that ended again: right for one that had served, but
 one that cannot start would be started for ever. So a worker tells the supervisor that it is ready, or why it is not.
+A supervisor that is killed ends nobody, and its worker would keep the port for ever: so a worker watches the pipe.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import logging
 import os
 import select
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -22,6 +25,9 @@ log = logging.getLogger("bentoml.podium")
 # The pipe to the supervisor that its workers inherit, by the number of its file descriptor. What goes through it are
 # lines: the worker's process id, and why it cannot start, or nothing where it is ready.
 PIPE = "PODIUM_SUPERVISOR_FD"
+
+# Seconds in which a worker without its supervisor may answer what is under way.
+GRACE = 5.0
 
 
 def watch(command: click.Context) -> None:
@@ -70,6 +76,27 @@ def unsaid(status: int, killed: bool) -> str:
         f"{signal.Signals(status).name} ended the worker while it loaded the models; "
         "where memory ran out, name fewer of them in PODIUM_MODELS"
     )
+
+
+def follow() -> None:
+    """In a worker, as early as can be: from now on it ends when its supervisor does, however that ends.
+
+    The supervisor alone holds the reading end of the pipe, and the kernel closes it. That is seen whenever it happened,
+    so that there is no moment before this in which a supervisor could die unnoticed; a parent-death signal has one, and
+    comes too when only the thread that started the worker ends.
+    """
+    if PIPE in os.environ:
+        threading.Thread(target=_end_with, args=(int(os.environ[PIPE]),), name="supervisor", daemon=True).start()
+
+
+def _end_with(pipe: int) -> None:
+    gone = select.poll()
+    gone.register(pipe, 0)  # an error, or a hang-up, is told in any case
+    gone.poll()
+    log.warning("the supervisor is gone; the worker ends too, in at most %g s", GRACE)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager

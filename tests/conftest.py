@@ -16,6 +16,8 @@ os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="podium-tests-")
 import numpy as np
 import pytest
 
+from export.__main__ import ACTIONS
+from export.__main__ import main as export_main
 from export.store import manifest_of, save
 from models.preprocess import Preprocess, default_labels
 from serving.runtime import Artifact
@@ -47,17 +49,24 @@ def tiny_onnx(path: Path, classes: int = 10, size: int = 32) -> Path:
     return path
 
 
-def save_tiny(folder: Path, network: str = "tiny", classes: int = 10) -> Artifact:
-    """`tiny_onnx` saved in the model store under the name `network`."""
+def save_tiny(folder: Path, network: str = "tiny", classes: int = 10, weights: str = "untrained") -> Artifact:
+    """`tiny_onnx` saved in the model store under the name `network`, its `weights` said to be of this kind."""
     manifest = manifest_of(
         network,
-        {"kind": "untrained", "origin": "seed 0", "sha256": None, "license": None},
+        {"kind": weights, "origin": "seed 0", "sha256": None, "license": None},
         Preprocess(resize=36, crop=32),
         classes,
         max_batch=64,
     )
     manifest["files"] = {"fp32.onnx": {"engines": ["onnxruntime", "openvino"], "precision": "fp32"}}
     return save(manifest, {"fp32.onnx": tiny_onnx(folder / "fp32.onnx", classes)}, default_labels(classes))
+
+
+def export(*argv: object) -> int:
+    """`python -m export`, without the seconds of tuning unless --tune asks for them."""
+    words = [str(word) for word in argv]
+    untuned = words and words[0] not in ACTIONS and "--tune" not in words
+    return export_main([*words, "--no-tune"] if untuned else words)
 
 
 @pytest.fixture(scope="session")

@@ -156,12 +156,6 @@ def test_a_batch_answers_in_order_and_a_bad_image_fails_alone(tiny: Artifact) ->
     assert results[0]["predictions"] != results[2]["predictions"]
 
 
-def test_what_is_not_ours_goes_to_the_application_behind(tiny: Artifact) -> None:
-    for path in ("/docs.json", "/", "/classifyx"):
-        response = ask(tiny, "GET", path)
-        assert (response.status_code, response.text) == (299, path)
-
-
 def test_health_follows_start_and_shutdown(tiny: Artifact) -> None:
     async def test() -> None:
         serving = Serving(Settings.read({}), [tiny], CollectorRegistry())

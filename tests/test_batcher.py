@@ -14,6 +14,7 @@ import pytest
 
 from models.preprocess import Pixels
 from serving.batcher import Batcher, Scored, Workers
+from serving.costly import Costly
 from serving.errors import Closing, DamagedImage, DeadlinePassed, InferenceFailed, Overloaded
 from serving.runtime import Scores
 
@@ -340,5 +341,159 @@ def test_under_load_batches_fill_before_the_engine_runs() -> None:
             await asyncio.gather(*tasks)
         await asyncio.to_thread(workers.close)
         assert gate.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+    run(test)
+
+
+# --- what is costly to decode -----------------------------------------------------------------------------------------
+
+
+class Slow:
+    """Images that are decoded elsewhere, and are ready once `passage` is set."""
+
+    def __init__(self) -> None:
+        self.entered, self.passage = threading.Semaphore(0), threading.Event()
+
+    def prepare(self, number: int) -> Costly:
+        def wait() -> Pixels:
+            self.entered.release()
+            assert self.passage.wait(30)
+            return image(number)
+
+        return Costly(wait)
+
+    async def ask(self, to: Batcher, number: int, seconds: float = 30) -> Scored:
+        with to.admit():
+            return await to.submit(partial(self.prepare, number), soon(seconds))
+
+
+def test_costly_images_leave_the_workers_to_the_others() -> None:
+    async def test() -> None:
+        slow = Slow()
+        async with batcher(Gate()) as to:
+            waiting = [asyncio.create_task(slow.ask(to, n)) for n in range(4)]
+            await asyncio.to_thread(slow.entered.acquire)
+            assert [(await ask(to, n)).scores[0] for n in range(20)] == list(range(20))
+            assert not slow.entered.acquire(blocking=False), "one at a time"
+            slow.passage.set()
+            assert [scored.scores[0] for scored in await asyncio.gather(*waiting)] == [0, 1, 2, 3]
+
+    run(test)
+
+
+def test_costly_images_fill_no_more_than_their_share_of_the_queue() -> None:
+    async def test() -> None:
+        slow = Slow()
+        async with batcher(Gate(), max_queue=16) as to:
+            first = asyncio.create_task(slow.ask(to, 0))
+            await asyncio.to_thread(slow.entered.acquire)
+            waiting = [asyncio.create_task(slow.ask(to, n)) for n in range(1, 13)]
+            await until(lambda: len(to._costly) == 12)
+            with pytest.raises(Overloaded, match="12 images that are costly to decode are waiting") as refused:
+                await slow.ask(to, 13)
+            assert refused.value.retry_after
+            assert (await ask(to, 7)).scores[0] == 7
+            slow.passage.set()
+            await asyncio.gather(first, *waiting)
+
+    run(test)
+
+
+def test_a_costly_image_past_its_deadline_leaves_its_queue() -> None:
+    async def test() -> None:
+        slow = Slow()
+        async with batcher(Gate()) as to:
+            first = asyncio.create_task(slow.ask(to, 0))
+            await asyncio.to_thread(slow.entered.acquire)
+            with pytest.raises(DeadlinePassed):
+                await slow.ask(to, 1, seconds=0.01)
+            assert not to._costly
+            slow.passage.set()
+            assert (await first).scores[0] == 0
+            assert not slow.entered.acquire(blocking=False), "nobody waits for it any more"
+
+    run(test)
+
+
+def test_a_costly_image_that_is_damaged_fails_alone() -> None:
+    def broken() -> Pixels:
+        raise DamagedImage("its decoder crashed")
+
+    async def test() -> None:
+        async with batcher(Gate()) as to:
+            with to.admit(), pytest.raises(DamagedImage):
+                await to.submit(lambda: Costly(broken), soon())
+            assert (await ask(to, 1)).scores[0] == 1
+
+    run(test)
+
+
+def test_an_image_that_fails_waits_no_more() -> None:
+    def broken() -> Pixels:
+        raise DamagedImage("cut off")
+
+    async def test() -> None:
+        depths: list[float] = []
+        async with batcher(Gate(), on_depth=depths.append) as to:
+            for prepare in (broken, lambda: Costly(broken)):
+                with to.admit(), pytest.raises(DamagedImage):
+                    await to.submit(prepare, soon())
+                await until(lambda: depths[-1] == 0)
+
+    run(test)
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+def test_workers_have_stalled_once_an_engine_call_or_all_decoders_do_not_end() -> None:
+    async def test() -> None:
+        now = 0.0
+        workers, gate, slow = Workers(2, clock=lambda: now), Gate(closed=True), Slow()
+        async with batcher(gate, workers) as to:
+            assert not workers.stalled(10)
+            now = 1000.0
+            assert not workers.stalled(10), "nothing waits"
+            running = asyncio.create_task(ask(to, 0))
+            await gate.busy()
+            now += 9
+            assert not workers.stalled(10)
+            now += 2
+            assert workers.stalled(10) == "the engine has been at one batch for more than 10 s"
+            gate.passage.set()
+            await running
+            await until(lambda: not workers.stalled(10))
+
+            stuck = [asyncio.create_task(to.submit(slow.prepare(n).prepare, soon())) for n in range(2)]
+            for _ in stuck:
+                await asyncio.to_thread(slow.entered.acquire)
+            now += 11
+            assert workers.stalled(10) == "every worker has been at one image for more than 10 s"
+            slow.passage.set()
+            await asyncio.gather(*stuck)
+            await until(lambda: not workers.stalled(10))
+
+            slow.passage.clear()
+            alone = asyncio.create_task(to.submit(slow.prepare(0).prepare, soon()))
+            await asyncio.to_thread(slow.entered.acquire)
+            now += 11
+            assert not workers.stalled(10), "another worker would take what comes"
+            slow.passage.set()
+            await alone
+        await asyncio.to_thread(workers.close)
+
+    run(test)
+
+
+def test_workers_that_do_not_come_back_hold_up_no_end() -> None:
+    async def test() -> None:
+        workers, slow = Workers(2), Slow()
+        made = Batcher(Gate(), SHAPE, workers, max_batch=4, max_queue=16)
+        with pytest.raises(DeadlinePassed), made.admit():
+            await made.submit(slow.prepare(0).prepare, soon(0.01))
+        await made.close()
+        assert not await asyncio.to_thread(workers.close, 0.01)
+        slow.passage.set()
+        assert await asyncio.to_thread(workers.close)
 
     run(test)

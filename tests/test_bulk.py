@@ -30,6 +30,7 @@ from serving.__main__ import final, main
 from serving.classify import Serving
 from serving.images import Picture
 from serving.inputs import Columns, Entry, place, source
+from serving.limits import Limits
 from serving.runtime import Artifact
 from serving.settings import Settings
 from tests.conftest import ROOT
@@ -42,7 +43,7 @@ fs = pytest.importorskip("pyarrow.fs")
 # BentoML 1.4.40 with pydantic 2.11 and later, when its SDK is first imported.
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince211")
 
-LIMITS = {"max_pixels": 1_000_000, "max_bytes": 1_000_000}
+LIMITS: dict[str, Any] = {"image": Limits(1_000_000), "max_bytes": 1_000_000}
 WITHIN_S = 240.0
 
 
@@ -328,7 +329,7 @@ def test_a_run_is_gone_on_with_only_by_the_same_arguments(tiny: Artifact, tmp_pa
     (tmp_path / "in" / "later.jpg").write_bytes(jpeg(9))  # the list stays what it was
     assert prepared(tiny, tmp_path / "in", out, part_size=2) == manifest
     with pytest.raises(Usage, match="holds another run: part_size was 2, now 3; max_pixels was 1000000, now 9"):
-        prepared(tiny, tmp_path / "in", out, part_size=3, max_pixels=9)
+        prepared(tiny, tmp_path / "in", out, part_size=3, image=Limits(9))
     with pytest.raises(Usage, match="is not empty"):
         prepared(tiny, tmp_path / "in", place(str(tmp_path / "in")))
     (tmp_path / "none").mkdir()

@@ -1,48 +1,72 @@
-"""The bounds on a request's head, over a socket: what is too slow or too large, and what only looks so."""
+"""A connection over a socket: what is too slow or too large, what only looks so, and what is refused as ambiguous.
+
+tests/test_connection_states.py has what must hold at every step, without a socket.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import resource
+import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 from uvicorn.server import ServerState
 
-from serving.connection import MAX_HEAD, Connection
-from tests.test_service import Server, server  # noqa: F401, the fixture
+from serving.connection import Connection
+from serving.framing import MAX_HEAD
+from serving.runtime import Artifact
+from tests.test_service import PATIENCE as LONG
+from tests.test_service import Server, jpeg, serve, server  # noqa: F401, the fixture
 
 PATIENCE = 10.0
+
+
+HEAD = b"HTTP/1.1\r\nHost: a\r\n"
+GET = b"GET / " + HEAD + b"\r\n"
+CHUNKED = b"POST / " + HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 class Hasty(Connection):
     timeout = 0.2
 
 
+gone: list[str] = []
+
+
 async def echo(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]):
-    """Answers with the number of bytes it was sent; /slow after twice the time that a head may take."""
-    size, more = 0, True
+    """Answers with the number of bytes it was sent; /slow after twice the time that a head may take, /refused at once,
+    /watched when the client hangs up, and then to nobody.
+    """
+    size, more = 0, scope["path"] != "/refused"
     while more:
         message = await receive()
         size, more = size + len(message.get("body", b"")), message.get("more_body", False)
     if scope["path"] == "/slow":
         await asyncio.sleep(2 * Hasty.timeout)
+    if scope["path"] == "/watched":
+        gone.append((await receive())["type"])
+        return
     body = b"%d" % size
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connected(kind: type[Connection] = Hasty) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     config = uvicorn.Config(echo, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=1)
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
-    listening = await loop.create_server(lambda: Hasty(config, state, {}), "127.0.0.1", 0)
+    listening = await loop.create_server(lambda: kind(config, state, {}), "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
     try:
         yield reader, writer
@@ -54,17 +78,22 @@ async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.Strea
         await asyncio.sleep(0)
 
 
-def talk(*pieces: bytes, pause: float = 0.0) -> bytes:
-    """What comes back for `pieces`, sent with pauses, until the connection is closed."""
+def talk(*pieces: bytes, pause: float = 0.0, half: bool = False, like_the_service: bool = False) -> bytes:
+    """What comes back for `pieces`, sent with pauses, until the connection is closed; with `half` the client ends its
+    sending behind them.
+    """
 
     async def spoken() -> bytes:
         async with connected() as (reader, writer):
             for piece in pieces:
                 writer.write(piece)
                 await asyncio.sleep(pause)
+            if half:
+                writer.write_eof()
             return await asyncio.wait_for(reader.read(), PATIENCE)
 
-    return asyncio.run(spoken())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if like_the_service else None) as runner:
+        return runner.run(spoken())
 
 
 def refusal(answer: bytes) -> tuple[bytes, str]:
@@ -75,12 +104,12 @@ def refusal(answer: bytes) -> tuple[bytes, str]:
 
 
 def test_a_head_that_does_not_end_is_408() -> None:
-    answer = talk(b"POST /classify HTTP/1.1\r\n", *[b"X-Slow: a\r\n"] * 3, pause=Hasty.timeout / 10)
+    answer = talk(b"POST /classify HTTP/1.1\r\nHost: a\r\n", *[b"X-Slow: a\r\n"] * 3, pause=Hasty.timeout / 10)
     assert refusal(answer) == (b"408 Request Timeout", "request_timeout")
 
 
 def test_a_second_head_that_does_not_end_is_408() -> None:
-    answer = talk(b"GET / HTTP/1.1\r\n\r\nGET / HT")
+    answer = talk(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HT")
     assert answer.startswith(b"HTTP/1.1 200") and refusal(answer)[1] == "request_timeout"
 
 
@@ -100,16 +129,18 @@ def test_what_is_no_http_is_400() -> None:
 
 def test_a_large_body_behind_a_head_in_pieces_is_read() -> None:
     size = 4 * MAX_HEAD
-    head = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n" % size
-    answer = talk(head, b"\r\n" + bytes(size), b"GET / HT", b"TP/1.1\r\n\r\n", pause=0.05)
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n" % size
+    answer = talk(head, b"\r\n" + bytes(size), b"GET / HT", b"TP/1.1\r\nHost: a\r\n\r\n", pause=0.05)
     assert answer.count(b"200 OK") == 2 and b"\r\n\r\n%d" % size in answer
 
 
 def test_a_slow_body_and_a_slow_answer_are_not_the_heads() -> None:
-    answer = talk(b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\n", *[b"a"] * 4, pause=Hasty.timeout / 2)
+    answer = talk(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n", *[b"a"] * 4, pause=Hasty.timeout / 2)
     assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"\r\n\r\n4")
     # The head after it waits for that answer, and its own time begins only then.
-    answer = talk(b"GET /slow HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n", b"\r\n", pause=1.5 * Hasty.timeout)
+    answer = talk(
+        b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n", b"\r\n", pause=1.5 * Hasty.timeout
+    )
     assert answer.count(b"200 OK") == 2
 
 
@@ -119,3 +150,210 @@ def test_the_service_uses_it(server: Server) -> None:  # noqa: F811
         answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
     assert refusal(answer) == (b"400 Bad Request", "bad_request")
     assert "Invalid HTTP" not in server.log.read_text()  # a line for each would be anybody's to fill the log
+
+
+@pytest.mark.parametrize("like_the_service", [False, True], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("path", [b"/", b"/slow"])
+def test_a_client_that_has_ended_its_sending_gets_its_answer(path: bytes, like_the_service: bool) -> None:
+    posted = b"POST " + path + b" " + HEAD + b"Content-Length: 4\r\n\r\nabcd"
+    answer = talk(posted, half=True, like_the_service=like_the_service)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n") and answer.endswith(b"\r\n\r\n4")
+
+
+@pytest.mark.parametrize("like_the_service", [False, True], ids=["asyncio", "uvloop"])
+def test_a_client_that_has_hung_up_is_noticed_without_an_answer(like_the_service: bool) -> None:
+    async def leave() -> None:
+        gone.clear()
+        async with connected() as (_, writer):
+            writer.write(b"GET /watched " + HEAD + b"\r\n")
+            await asyncio.sleep(0.05)
+            writer.close()
+            async with asyncio.timeout(PATIENCE):
+                while not gone:
+                    await asyncio.sleep(0.01)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if like_the_service else None) as runner:
+        runner.run(leave())
+    assert gone == ["http.disconnect"]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"X-Trailer: " + b"a" * 8000 + b"\r\n", b"a" * 8000],
+    ids=["many fields", "one"],
+)
+@pytest.mark.parametrize("begin", [b"0\r\nX-Trailer: ", b"1;name=", b"0"], ids=["trailers", "extension", "size"])
+def test_what_surrounds_a_chunked_body_is_bounded_as_a_head_is(begin: bytes, piece: bytes) -> None:
+    if begin != b"0\r\nX-Trailer: ":
+        piece = piece.replace(b"\r\n", b"").replace(b"X-Trailer: ", b"")
+    if begin == b"0":
+        piece = piece.replace(b"a", b"0")
+    answer = talk(CHUNKED + begin, *[piece] * (2 * MAX_HEAD // len(piece)), pause=0.001)
+    assert refusal(answer) == (b"431 Request Header Fields Too Large", "head_too_large")
+
+
+def test_small_trailers_and_extensions_are_taken_and_nobody_sees_them() -> None:
+    answer = talk(CHUNKED + b"4;a=b\r\nabcd\r\n0\r\nHost: b\r\n\r\n" + GET)
+    assert answer.count(b"200 OK") == 2 and b"\r\n\r\n4HTTP" in answer and answer.endswith(b"\r\n\r\n0")
+
+
+@pytest.mark.parametrize("protocol", [b"websocket", b"h2c", b"TLS/1.0, h2c"])
+def test_an_upgrade_is_answered_as_if_it_were_not_asked_for(protocol: bytes) -> None:
+    fields = HEAD + b"Connection: Upgrade\r\nUpgrade: " + protocol + b"\r\n"
+    body = b"ab\r\n\r\nGET"
+    length = b"POST / " + fields + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    chunked = b"POST / " + fields + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    answer = talk(b"GET / " + fields + b"\r\n", length, chunked, GET)
+    assert [one[-1:] for one in answer.split(b"HTTP/1.1 200 OK")[1:]] == [b"0", b"9", b"9", b"0"]
+
+
+FRAMED = b"POST / " + HEAD
+AMBIGUOUS = {
+    "two hosts": b"GET / " + HEAD + b"Host: a\r\n\r\n",
+    "two hosts, HTTP/1.0": b"GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n",
+    "no host": b"GET / HTTP/1.1\r\n\r\n",
+    "length and chunked": FRAMED + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunked and length": FRAMED + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+    "two lengths": FRAMED + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcd",
+    "one length twice": FRAMED + b"Content-Length: 4\r\nContent-Length: 4\r\n\r\nabcd",
+    "a list of lengths": FRAMED + b"Content-Length: 4, 4\r\n\r\nabcd",
+    "a signed length": FRAMED + b"Content-Length: +4\r\n\r\nabcd",
+    "a length in hexadecimal": FRAMED + b"Content-Length: 0x4\r\n\r\nabcd",
+    "no length in the field": FRAMED + b"Content-Length:\r\n\r\n",
+    "a length of 30 digits": FRAMED + b"Content-Length: " + b"9" * 30 + b"\r\n\r\n",
+    "gzip before chunked": FRAMED + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "chunked before another": FRAMED + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    "identity": FRAMED + b"Transfer-Encoding: identity\r\n\r\n",
+    "chunked twice": FRAMED + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "nearly chunked": FRAMED + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "chunked after a vertical tab": FRAMED + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    "chunked, HTTP/1.0": b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a space before the colon": FRAMED + b"Content-Length : 4\r\n\r\nabcd",
+    "a bare LF behind a field": FRAMED + b"X: a\n\r\n",
+    "bare LFs": b"GET / HTTP/1.1\nHost: a\n\n",
+    "a bare CR in a field": FRAMED + b"X: a\rb\r\n\r\n",
+    "a folded line": FRAMED + b"X: a\r\n b\r\n\r\n",
+    "a folded first line": b"GET / HTTP/1.1\r\n Host: a\r\n\r\n",
+    "NUL in a field": FRAMED + b"X: a\x00b\r\n\r\n",
+    "no colon": FRAMED + b"X\r\n\r\n",
+    "a name with a space": FRAMED + b"X y: a\r\n\r\n",
+    "NUL in the path": b"GET /\x00 " + HEAD + b"\r\n",
+    "no ASCII in the path": b"GET /\xff " + HEAD + b"\r\n",
+    "HTTP/0.9": b"GET /\r\n\r\n",
+    "HTTP/1.2": b"GET / HTTP/1.2\r\nHost: a\r\n\r\n",
+    "HTTP/2.0": b"GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+    "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "CONNECT": b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
+    "a space behind a chunk's size": CHUNKED + b"4 \r\nabcd\r\n0\r\n\r\n",
+    "a chunk's size with a prefix": CHUNKED + b"0x4\r\nabcd\r\n0\r\n\r\n",
+    "a chunk's size of 17 digits": CHUNKED + b"10000000000000004\r\nabcd\r\n0\r\n\r\n",
+    "a negative chunk": CHUNKED + b"-4\r\nabcd\r\n0\r\n\r\n",
+    "a bare LF behind a chunk's size": CHUNKED + b"4\nabcd\r\n0\r\n\r\n",
+    "a bare LF behind an extension": CHUNKED + b"4;a\nabcd\r\n0\r\n\r\n",
+    "a bare LF behind a chunk": CHUNKED + b"4\r\nabcd\n0\r\n\r\n",
+    "more than a chunk's size": CHUNKED + b"4\r\nabcde\r\n0\r\n\r\n",
+    "a bare LF behind a trailer": CHUNKED + b"0\r\nX: a\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_what_is_ambiguous_is_400_and_nothing_behind_it_is_a_request(name: str) -> None:
+    answer = talk(AMBIGUOUS[name] + GET)
+    assert refusal(answer) == (b"400 Bad Request", "bad_request") and answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_request_that_is_answered_before_it_was_told_to_go_on_is_not_told() -> None:
+    expecting = HEAD + b"Expect: 100-continue\r\nContent-Length: 4\r\n\r\n"
+    answer = talk(b"POST /refused " + expecting)
+    assert b"100 Continue" not in answer and b"connection: close" in answer
+    answer = talk(b"POST / " + expecting, b"abcd", GET, pause=0.05)  # told once, and the connection is kept
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
+    assert (answer.count(b"100 Continue"), answer.count(b"200 OK")) == (1, 2)
+    answer = talk(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n", b"abcd", pause=0.05)
+    assert b"100 Continue" not in answer and answer.endswith(b"4")
+
+
+def test_the_service_refuses_too_long_a_body_before_it_is_sent(server: Server) -> None:  # noqa: F811
+    with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
+        connection.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1000000\r\n\r\n"
+        )
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    status, code = refusal(answer)
+    assert (status[:3], code) == (b"413", "too_large") and b"100 Continue" not in answer
+
+
+def test_more_connections_than_there_may_be_are_answered_and_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Few(Hasty):
+        most = 3
+
+    async def crowd() -> list[bytes]:
+        config = uvicorn.Config(echo, log_config=None, lifespan="off")
+        config.load()
+        state, loop = ServerState(), asyncio.get_running_loop()
+        listening = await loop.create_server(lambda: Few(config, state, {}), "127.0.0.1", 0)
+        address = listening.sockets[0].getsockname()
+        many = [await asyncio.open_connection(*address) for _ in range(6)]
+        said = [await asyncio.wait_for(reader.read(), PATIENCE) for reader, _ in many[3:]]
+        for _, writer in many:
+            writer.close()
+        while state.connections:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(GET)
+        said.append(await reader.readuntil(b"\r\n"))
+        writer.close()
+        listening.close()
+        return said
+
+    Connection._said_full = -1e9
+    with caplog.at_level(logging.ERROR):
+        *refused, served = asyncio.run(crowd())
+    assert [refusal(one)[1] for one in refused] == ["too_many_connections"] * 3
+    assert served == b"HTTP/1.1 200 OK\r\n"
+    assert [record.getMessage() for record in caplog.records] == [
+        "3 connections are open, the most there may be; more are answered 503"
+    ]
+
+
+@contextmanager
+def open_files(most: int) -> Iterator[None]:
+    """A limit on open files, for the processes that are started under it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_service_at_its_limit_of_files_says_so_once_and_serves_when_there_is_room(
+    tiny: Artifact, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with ExitStack() as stack:
+        with open_files(256):
+            running = stack.enter_context(serve(log, PODIUM_MODELS=tiny.tag, PODIUM_TIMEOUT_MS="60000"))
+        crowd = [socket.create_connection(("127.0.0.1", running.port), LONG) for _ in range(300)]
+        first = crowd[128].recv(12)  # has an answer, without having asked
+        for connection in crowd:
+            connection.close()
+        assert first == b"HTTP/1.1 503"
+        running.until_ready(200)
+        assert running.classify(jpeg())[0] == 200
+    assert log.read_text().count("the most there may be") == 1, log.read_text()
+
+
+def test_a_client_that_does_not_read_does_not_keep_the_service_from_its_end(tiny: Artifact, tmp_path: Path) -> None:
+    with serve(tmp_path / "log", PODIUM_MODELS=tiny.tag, PODIUM_TIMEOUT_MS="60000") as running:
+        slow = socket.socket()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.settimeout(LONG)
+        with closing(slow):
+            slow.connect(("127.0.0.1", running.port))
+            slow.settimeout(0.5)
+            with pytest.raises(TimeoutError):  # until the service reads no more, because an answer is not read
+                while True:
+                    slow.send((b"GET /docs.json " + HEAD + b"\r\n") * 1000)
+            running.process.send_signal(signal.SIGTERM)
+            running.process.wait(LONG / 2)  # of the minute that a request may take

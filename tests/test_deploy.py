@@ -28,21 +28,18 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from serving.errors import RequestError
+from serving.limits import most_memory
 from serving.metrics import STAGES, Metrics
 from serving.runtime import Artifact
 from serving.settings import SETTINGS, Settings
 from tests.conftest import ROOT, save_tiny
-from tests.test_service import BENTOML, PATIENCE, Server, jpeg, serve
+from tests.proxies import DEPLOY, behind_haproxy, behind_nginx, missing, needs_haproxy, needs_nginx
+from tests.test_service import BENTOML, PATIENCE, jpeg, serve
 
-DEPLOY = ROOT / "deploy"
 OVERLAYS = sorted(path.name for path in (DEPLOY / "overlays").iterdir())
 OLDEST, NEWEST = "1.30", ".".join(kubernetes_validate.latest_version().split(".")[:2])  # 1.30: preStop's sleep
 
 Manifest = dict[str, Any]
-
-
-def missing(program: str, package: str) -> str | None:
-    return None if shutil.which(program) else f"{program} is not installed; apt-get install {package}"
 
 
 def kustomize() -> str | None:
@@ -56,8 +53,6 @@ def kustomize() -> str | None:
 
 needs_kubectl = pytest.mark.skipif(bool(reason := kustomize()), reason=reason or "")
 needs_promtool = pytest.mark.skipif(bool(reason := missing("promtool", "prometheus")), reason=reason or "")
-needs_nginx = pytest.mark.skipif(bool(reason := missing("nginx", "nginx")), reason=reason or "")
-needs_haproxy = pytest.mark.skipif(bool(reason := missing("haproxy", "haproxy")), reason=reason or "")
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -132,13 +127,27 @@ def test_selectors_ports_and_targets_find_what_they_mean(overlay: list[Manifest]
 
 
 @needs_kubectl
+def test_a_pod_has_the_memory_that_its_networks_and_decoders_take_at_most(overlay: list[Manifest]) -> None:
+    given = {name: variable["value"] for name, variable in variables(overlay).items() if "value" in variable}
+    settings, resources = Settings.read(given), container(overlay)["resources"]
+    cores = int(resources["limits"]["cpu"])
+    request, limit = (int(resources[kind]["memory"].removesuffix("Gi")) * 2**30 for kind in ("requests", "limits"))
+    assert 1.4e9 < most_memory(Settings.read({}).image, Settings.read({}).max_body, 2) < 1.5e9, (
+        "as docs/serving.md says"
+    )
+    uploads = 8 * 2 * settings.max_body  # in their chunks and whole
+    assert request + most_memory(settings.image, settings.max_body, cores) + uploads < limit
+
+
+@needs_kubectl
 def test_probes_ask_paths_that_the_api_has(overlay: list[Manifest]) -> None:
     from serving.api import Api
 
     class Open:
         settings = Settings.read({})
 
-    open_to_all = Api(lambda *_: None, Open()).open_to_all  # type: ignore[arg-type]
+    api = Api(lambda *_: None, Open())  # type: ignore[arg-type]
+    open_to_all = {route.path for route in api.routes if route.access == "open"}
     probes = {name: container(overlay)[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
     assert {name: probe["path"] for name, probe in probes.items()} == {
         "startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez",
@@ -329,46 +338,49 @@ def test_haproxy_takes_its_configuration_and_fits_the_services_settings() -> Non
     assert ["retries", "1"] in lines and ["option", "httpchk", "GET", "/readyz"] in lines
 
 
+REFUSED = (
+    ("/metrics", b"", (403, "forbidden")),
+    ("/models/tiny/unload", b"", (403, "forbidden")),
+    ("/%6detrics", b"", (404, "not_found")),
+    ("/models/tiny/%6coad", b"", (404, "not_found")),
+    ("/models/%74iny/load", b"", (404, "not_found")),
+    ("/v2/../metrics", b"", (404, "not_found")),
+)
+
+
+@needs_haproxy
+def test_the_service_behind_haproxy(tiny: Artifact, tmp_path: Path) -> None:
+    with serve(tmp_path / "log", PODIUM_MODELS=tiny.tag) as service, behind_haproxy(service) as front:
+        status, answer = front.classify(jpeg())
+        assert (status, answer["model"]) == (200, "tiny")
+        assert front.ask("GET", "/ui/")[0] == 200
+        for path, body, want in REFUSED:
+            status, answer = front.classify(body, path)
+            assert (status, answer["error"]["code"]) == want
+
+
 @needs_nginx
 def test_the_service_behind_nginx(tiny: Artifact, tmp_path: Path) -> None:
-    with serve(tmp_path / "log", PODIUM_MODELS=tiny.tag) as service, socket.create_server(("127.0.0.1", 0)) as probe:
-        site = (DEPLOY / "nginx.conf").read_text("utf-8").replace("127.0.0.1:3000", f"127.0.0.1:{service.port}")
-        front = Server(probe.getsockname()[1], service.process, service.log)
-        probe.close()
-        (tmp_path / "site.conf").write_text(site.replace("listen 8080;", f"listen 127.0.0.1:{front.port};"), "utf-8")
-        folders = "".join(
-            f"{name}_temp_path {tmp_path}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        (tmp_path / "nginx.conf").write_text(
-            f"daemon off; pid {tmp_path}/pid; error_log stderr; events {{}}"
-            f"http {{ access_log off; {folders} include {tmp_path}/site.conf; }}",
-            "utf-8",
-        )
-        command = ["nginx", "-c", str(tmp_path / "nginx.conf"), "-e", "stderr", "-p", str(tmp_path)]
-        with subprocess.Popen(command) as nginx:
-            try:
-                front.until_ready(200)
-                status, answer = front.classify(jpeg())
-                assert (status, answer["model"]) == (200, "tiny")
-                assert front.classify(b"no image")[0] == 415
-                with closing(front.connect()) as connection:
-                    connection.request("GET", "/models")
-                    response = connection.getresponse()
-                    assert len(response.read()) > 0 and re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-ID"])
-                assert front.ask("GET", "/ui/")[0] == 200
-                for path, body, want in (
-                    ("/metrics", b"", (403, "forbidden")),
-                    ("/models/tiny/unload", b"", (403, "forbidden")),
-                    ("/classify", bytes(21 << 20), (413, "too_large")),
-                ):
-                    status, answer = front.classify(body, path)
-                    assert (status, answer["error"]["code"]) == want
-                service.process.terminate()
-                service.process.wait(PATIENCE)
-                status, answer = front.classify(jpeg())
-                assert (status, answer["error"]["code"]) == (502, "replica_lost")
-            finally:
-                nginx.terminate()
+    with (
+        serve(tmp_path / "log", PODIUM_MODELS=tiny.tag) as service,
+        behind_nginx(service, tmp_path) as front,
+    ):
+        status, answer = front.classify(jpeg())
+        assert (status, answer["model"]) == (200, "tiny")
+        assert front.classify(b"no image")[0] == 415
+        with closing(front.connect()) as connection:
+            connection.request("GET", "/models")
+            response = connection.getresponse()
+            assert len(response.read()) > 0 and re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-ID"])
+        assert front.ask("GET", "/ui/")[0] == 200
+        for path, body, want in (*REFUSED, ("/classify", bytes(21 << 20), (413, "too_large"))):
+            status, answer = front.classify(body, path)
+            assert (status, answer["error"]["code"]) == want
+        service.process.terminate()
+        service.process.wait(PATIENCE)
+        status, answer = front.classify(jpeg())
+        assert (status, answer["error"]["code"]) == (502, "replica_lost")
+    site = (DEPLOY / "nginx.conf").read_text("utf-8")
     lines = dict(re.findall(r"^ *(client_max_body_size|proxy_read_timeout) (\d+)[ms];", site, re.MULTILINE))
     settings = Settings.read({})
     assert int(lines["client_max_body_size"]) * (1 << 20) >= settings.max_body

@@ -22,13 +22,9 @@ from export.to_onnx import Served
 from models.preprocess import Preprocess, default_labels
 from models.weights import load
 from serving.runtime import Artifact, ArtifactError, available, choose, find, open
-from tests.conftest import ROOT, SHARED, save_tiny, tiny_onnx
+from tests.conftest import ROOT, SHARED, export, save_tiny, tiny_onnx
 
 DIGITS = ROOT / "examples" / "digits"
-
-
-def export(*argv: str) -> int:
-    return main([str(a) for a in argv])
 
 
 @pytest.fixture(scope="module")

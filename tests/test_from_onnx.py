@@ -12,15 +12,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from export import parity
-from export.__main__ import main
 from serving.runtime import find, open
-from tests.conftest import ROOT, tiny_onnx
+from tests.conftest import ROOT, export, tiny_onnx
 
 IMAGENET = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
-
-
-def export(*argv: object) -> int:
-    return main([str(a) for a in argv])
 
 
 def classifier(

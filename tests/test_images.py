@@ -16,13 +16,14 @@ from PIL import Image
 from models.preprocess import RESAMPLING, Preprocess, geometry, pixels, windows
 from serving.errors import DamagedImage, RequestError, TooLarge, UnsupportedImage
 from serving.images import ORIENTATION, UPRIGHT, check_content_type, decode, image_format
+from serving.limits import Limits
 from tests.conftest import SHARED
 
 # As `serving.images` sets it for a running server; pytest sets its own.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 RECIPE = Preprocess(resize=36, crop=32)
-MAX_PIXELS = 1_000_000
+LIMITS = Limits(1_000_000)
 
 
 def photograph(width: int = 64, height: int = 48) -> Image.Image:
@@ -44,7 +45,7 @@ def off_by(first: np.ndarray, second: np.ndarray) -> float:
 @pytest.mark.parametrize("name", ["PNG", "BMP", "GIF", "TIFF", "JPEG", "WEBP"])
 def test_takes_every_format(name: str) -> None:
     body = encoded(photograph(), name)
-    got = decode(body, RECIPE, MAX_PIXELS)
+    got = decode(body, RECIPE, LIMITS)
     assert image_format(body) == name
     assert got.shape == (32, 32, 3) and got.dtype == np.uint8
     assert off_by(got, pixels(photograph(), RECIPE)) < 6
@@ -52,7 +53,7 @@ def test_takes_every_format(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["PNG", "BMP", "TIFF"])
 def test_lossless_formats_give_the_reference_pixels(name: str) -> None:
-    assert np.array_equal(decode(encoded(photograph(), name), RECIPE, MAX_PIXELS), pixels(photograph(), RECIPE))
+    assert np.array_equal(decode(encoded(photograph(), name), RECIPE, LIMITS), pixels(photograph(), RECIPE))
 
 
 # torchvision's own numbers, a few of the 360 in ../shared: width, height, resize, crop; then the resized width and
@@ -121,7 +122,7 @@ def test_a_photograph_sent_has_the_pixels_of_the_same_photograph_opened() -> Non
     if not folder.is_dir():
         pytest.skip(f"no photographs at {SHARED}")
     for path in sorted(folder.glob("*.JPEG")):
-        sent = decode(path.read_bytes(), Preprocess(), 50_000_000)
+        sent = decode(path.read_bytes(), Preprocess(), Limits(50_000_000))
         assert np.array_equal(sent, whole(Image.open(path).convert("RGB"), Preprocess())), path.name
 
 
@@ -136,13 +137,13 @@ def test_exif_orientation_is_honoured(name: str, orientation: int) -> None:
     stored = photograph() if turn is None else photograph().transpose(undo.get(turn, turn))
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    got = decode(encoded(stored, name, exif=exif), RECIPE, MAX_PIXELS)
+    got = decode(encoded(stored, name, exif=exif), RECIPE, LIMITS)
     assert off_by(got, pixels(photograph(), RECIPE)) < 6
 
 
 def test_damaged_exif_does_not_spoil_a_good_image() -> None:
     body = encoded(photograph(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
-    assert decode(body, RECIPE, MAX_PIXELS).shape == (32, 32, 3)
+    assert decode(body, RECIPE, LIMITS).shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "LA", "RGBA", "I;16"])
@@ -154,7 +155,7 @@ def test_modes_come_out_as_rgb(mode: str) -> None:
         image = grey.convert(mode)
     else:
         image = photograph().convert(mode)
-    got = decode(encoded(image, "JPEG" if mode == "CMYK" else "PNG"), RECIPE, MAX_PIXELS)
+    got = decode(encoded(image, "JPEG" if mode == "CMYK" else "PNG"), RECIPE, LIMITS)
     want = pixels(grey if mode in ("1", "L", "LA", "I;16") else photograph(), RECIPE)
     # Dithered black and white, and a palette, are near the original only on average.
     assert off_by(got, want) < {"1": 60, "P": 12, "CMYK": 6}.get(mode, 1)
@@ -162,27 +163,25 @@ def test_modes_come_out_as_rgb(mode: str) -> None:
 
 def test_transparency_lies_over_white() -> None:
     clear = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
-    assert decode(encoded(clear), RECIPE, MAX_PIXELS).min() == 255
+    assert decode(encoded(clear), RECIPE, LIMITS).min() == 255
 
 
 def test_an_animation_shows_its_first_frame() -> None:
     frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
     for name in ("GIF", "WEBP", "PNG", "TIFF"):
         body = encoded(frames[0], name, save_all=True, append_images=frames[1:])
-        got = decode(body, RECIPE, MAX_PIXELS).mean((0, 1))
+        got = decode(body, RECIPE, LIMITS).mean((0, 1))
         assert got[0] > 240 and got[2] < 15, name
 
 
 def test_progressive_jpeg_gives_the_baseline_pixels() -> None:
-    plain, progressive = (
-        decode(encoded(photograph(), "JPEG", progressive=p), RECIPE, MAX_PIXELS) for p in (False, True)
-    )
+    plain, progressive = (decode(encoded(photograph(), "JPEG", progressive=p), RECIPE, LIMITS) for p in (False, True))
     assert np.array_equal(plain, progressive)
 
 
 def test_grey_networks_get_one_channel() -> None:
     recipe = Preprocess(resize=32, crop=28, mean=(0.5,), std=(0.5,), mode="L")
-    assert decode(encoded(photograph(), "JPEG"), recipe, MAX_PIXELS).shape == (28, 28, 1)
+    assert decode(encoded(photograph(), "JPEG"), recipe, LIMITS).shape == (28, 28, 1)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +189,7 @@ def test_grey_networks_get_one_channel() -> None:
 )
 def test_what_is_no_image_is_unsupported(body: bytes) -> None:
     with pytest.raises(UnsupportedImage, match="JPEG, PNG"):
-        decode(body, RECIPE, MAX_PIXELS)
+        decode(body, RECIPE, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +206,7 @@ def test_truncated_anywhere_is_a_typed_error(name: str) -> None:
     failures = 0
     for end in range(16, len(body) - 2, 10):
         try:
-            decode(body[:end], RECIPE, MAX_PIXELS)
+            decode(body[:end], RECIPE, LIMITS)
         except (DamagedImage, UnsupportedImage):
             failures += 1
     # The last bytes of some formats carry nothing of the picture.
@@ -227,16 +226,16 @@ def bomb(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("size", [(1001, 1000), (9_500, 9_500), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
 def test_too_many_pixels_are_refused_before_decoding(size: tuple[int, int]) -> None:
     with pytest.raises(TooLarge):
-        decode(bomb(*size), RECIPE, MAX_PIXELS)
+        decode(bomb(*size), RECIPE, LIMITS)
 
 
 def test_a_thin_line_is_refused_before_it_is_scaled_up() -> None:
     with pytest.raises(TooLarge, match="long and thin"):
-        decode(encoded(Image.new("L", (1, 5_000))), RECIPE, MAX_PIXELS)
+        decode(encoded(Image.new("L", (1, 5_000))), RECIPE, LIMITS)
 
 
 def test_the_limit_itself_is_allowed() -> None:
-    assert decode(encoded(Image.new("RGB", (100, 100))), RECIPE, 10_000).shape == (32, 32, 3)
+    assert decode(encoded(Image.new("RGB", (100, 100))), RECIPE, Limits(10_000)).shape == (32, 32, 3)
 
 
 SAMPLES = [encoded(photograph(), name) for name in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")]
@@ -265,7 +264,7 @@ def test_mutated_images_give_pixels_or_a_typed_error(
         body[int(place * (len(body) - 1))] = value
     mutated = bytes(body[: int(end * len(body))]) + tail
     try:
-        got = decode(mutated, RECIPE, MAX_PIXELS)
+        got = decode(mutated, RECIPE, LIMITS)
     except RequestError as error:
         assert 400 <= error.status < 500
         assert str(error)

@@ -30,7 +30,7 @@ from tests.conftest import ROOT
 ARROWS = {
     "models": (),
     "serving": ("models",),
-    "export": ("models", "serving.runtime"),
+    "export": ("models", "serving"),
     # gpu.sh makes its own files where there is no store to take them from, and checks them as the exporter does.
     "benchmarks": (
         "models",
@@ -38,8 +38,7 @@ ARROWS = {
         "export.store",
         "export.to_engine",
         "export.to_onnx",
-        "serving.power",
-        "serving.runtime",
+        "serving",
     ),
     "service": ("models", "serving"),
 }

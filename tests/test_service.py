@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import io
 import json
+import logging
 import os
 import signal
 import socket
@@ -27,9 +28,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from models.console import Failure
 from models.preprocess import pixels
 from serving import runtime
 from serving.runtime import Artifact
+from serving.settings import check_address
 from tests.conftest import ROOT, SHARED, save_tiny
 
 BENTOML = [str(Path(sys.executable).with_name("bentoml"))]
@@ -236,7 +239,8 @@ def test_bentomls_pages_and_metrics_go_on_working(server: Server) -> None:
     operation = json.loads(server.ask("GET", "/docs.json")[1])["paths"]["/classify"]["post"]
     fields = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     assert set(fields) == {"image", "model", "top_k"}
-    assert server.ask("GET", "/livez")[0] == server.ask("GET", "/")[0] == 200
+    assert json.loads(server.ask("GET", "/schema.json")[1])["routes"][0]["route"] == "/classify"
+    assert (server.ask("GET", "/livez")[0], server.ask("GET", "/")[0]) == (200, 307)
     assert json.loads(server.ask("GET", "/models")[1])["default"] == "tiny"
 
 
@@ -405,6 +409,53 @@ def test_a_worker_that_had_served_is_started_again(tmp_path: Path) -> None:
     bentoml.models.delete(artifact.tag)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="without waitid a worker has no pipe to its supervisor")
+def test_a_supervisor_that_is_killed_takes_its_worker_with_it(tiny: Artifact, tmp_path: Path) -> None:
+    with serve(tmp_path / "log", PODIUM_MODELS=tiny.tag) as server:
+        [worker] = psutil.Process(server.process.pid).children()
+        server.process.kill()
+        server.process.wait(PATIENCE)
+        worker.wait(PATIENCE)
+        # What the next start asks first.
+        check_address("127.0.0.1", server.port)
+        assert "the supervisor is gone" in server.log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="without waitid a worker has no pipe to its supervisor")
+def test_a_supervisor_that_is_killed_while_its_worker_starts(tiny: Artifact, tmp_path: Path) -> None:
+    hook = tmp_path / "sitecustomize.py"
+    hook.write_text(IN_WORKERS.format(happens="os.kill(os.getppid(), signal.SIGKILL)"))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "PODIUM_MODELS": tiny.tag, "PYTHONPATH": str(tmp_path)}
+    command = [*BENTOML, "serve", "--host", "127.0.0.1", "--port", str(port)]
+    with (tmp_path / "log").open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    assert process.wait(PATIENCE) == -signal.SIGKILL
+    end = time.monotonic() + PATIENCE
+    while not free(port):
+        assert time.monotonic() < end, "the worker keeps the port"
+        time.sleep(0.05)
+
+
+def free(port: int) -> bool:
+    try:
+        check_address("127.0.0.1", port)
+    except Failure:
+        return False
+    return True
+
+
+def test_a_misspelt_setting_is_named_at_the_start(tiny: Artifact, tmp_path: Path) -> None:
+    others = {"PODIUM_SERVICE_HOST": "10.0.0.1", "PODIUM_PORT_3000_TCP_ADDR": "10.0.0.1", "PODIUM_CACHE": str(tmp_path)}
+    with serve(tmp_path / "log", PODIUM_MODELS=tiny.tag, PODIUM_MAX_BATHC="4", **others) as server:
+        lines = [line for line in server.log.read_text().splitlines() if "changes nothing" in line]
+    assert len(lines) == 1 and "'PODIUM_MAX_BATHC' is no setting" in lines[0]
+    assert "did you mean PODIUM_MAX_BATCH?" in lines[0]
+
+
 def test_a_port_that_is_taken_is_told_in_one_line(tiny: Artifact) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -471,7 +522,7 @@ def test_over_http_every_photograph_gets_pytorchs_answer(tmp_path: Path) -> None
     from export.__main__ import main
     from export.to_onnx import Served
 
-    assert main(["--module", "examples/efficientnet_lite0.py:network"]) == 0
+    assert main(["--module", "examples/efficientnet_lite0.py:network", "--no-tune"]) == 0
     own = network()
     original = Served(own.module.eval(), own.preprocess)
     truth = json.loads((SHARED / "images" / "labels.json").read_text())
@@ -488,3 +539,11 @@ def test_over_http_every_photograph_gets_pytorchs_answer(tmp_path: Path) -> None
             assert [p["probability"] for p in answer["predictions"]] == pytest.approx(best.values.tolist(), abs=1e-5)
             hits += answer["predictions"][0]["class_id"] == index
     assert hits >= 85, "the trained classifier gets nine of ten of these photographs right"
+
+
+def test_every_log_line_of_a_serving_process_is_one_line(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PODIUM_MODELS", tiny.tag)
+    importlib.import_module("service")
+    for name in ("uvicorn.error", "bentoml.worker.service", "asyncio", "bentoml.podium"):
+        record = logging.getLogger(name).makeRecord(name, logging.ERROR, "file", 1, "a\n%s", ("\x1b[31mb\u2028",), None)
+        assert record.getMessage() == "a\\n\\x1b[31mb\\u2028"

@@ -43,6 +43,8 @@ HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title=
 
 MOST_BYTES = 200_000
 
+expect.set_options(timeout=30_000)  # on a busy machine an answer is late, not wrong
+
 
 # The files; first, because the browser's driver keeps an event loop of its own until the module's end
 
@@ -98,7 +100,6 @@ def test_files_carry_their_type_a_strict_policy_and_an_etag(tiny: Artifact) -> N
             assert int(head.headers["content-length"]) == len(page.content)
             onward = await client.get("/ui")
             assert (onward.status_code, onward.headers["location"]) == (308, "ui/")
-            # What is no file of the page goes on to the application behind, which answers 299 here.
             for path in (
                 "/ui/index.html",
                 "/ui/../api.py",
@@ -107,7 +108,7 @@ def test_files_carry_their_type_a_strict_policy_and_an_etag(tiny: Artifact) -> N
                 "/ui/samples/",
                 "/uix",
             ):
-                assert (await client.get(f"/ui/{path}")).status_code == 299
+                assert (await client.get(path)).status_code == 404
             assert (await client.get("/ui/results.json")).status_code == 401
             assert (await client.post("/ui/results.json")).status_code == 405
 
@@ -189,7 +190,8 @@ def save_hostile(folder: Path) -> Artifact:
 
 EXPORT = """
 from export.__main__ import main
-raise SystemExit(main(["lenet5"]) or main(["--module", "examples/efficientnet_lite0.py:network"]))
+own = ["--module", "examples/efficientnet_lite0.py:network", "--no-tune"]
+raise SystemExit(main(["lenet5", "--no-tune"]) or main(own))
 """
 
 
@@ -665,5 +667,5 @@ def test_the_whole_page_is_light(viewer: Viewer) -> None:
     expect(card(page, "hostile")).to_be_visible()
     got = [request for request in viewer.requests if "/ui/" in request.url]
     assert len(got) >= 10
-    files = [page for page in pages.files().values() if isinstance(page, pages.File)]
-    assert len(files) >= 10 and sum(len(file.body) for file in files) < MOST_BYTES
+    files = pages.files().values()
+    assert len(files) >= 10 and sum(len(file.whole.body) for file in files) < MOST_BYTES

@@ -16,6 +16,7 @@ from typing import Any
 import uvloop
 
 from benchmarks.campaigns.checks import Campaign, Check
+from benchmarks.campaigns.costly import costly
 from benchmarks.campaigns.hangups import hangups
 from benchmarks.campaigns.hostile import hostile
 from benchmarks.campaigns.misfits import misfits
@@ -29,6 +30,7 @@ from models.console import Failure
 
 CAMPAIGNS: dict[str, Callable[[Wish], Coroutine[Any, Any, Campaign]]] = {
     "hostile": hostile,
+    "costly": costly,
     "overload": overload,
     "terminated": terminated,
     "killed": killed,

@@ -12,6 +12,7 @@ from benchmarks.campaigns.checks import Campaign, Check
 from benchmarks.campaigns.loops import Done, percentile, statuses, taken_ms, timed
 from benchmarks.campaigns.target import Server, Wish
 from benchmarks.load.wire import Reply, Wire, once
+from serving.limits import ASIDE_BYTES, HERE_BYTES
 from serving.runtime import cores, find
 
 AT_LEAST, BRIEF_EVERY = 2000, 25
@@ -19,10 +20,10 @@ AT_ONCE = 4
 GOOD_EVERY = 50
 SLOW_TIMEOUT_S = 5.0
 
-# Less than the settings allow at once: an image of the most pixels is decoded per core (one worker more may), of which
-# one of 16 bits takes the most while it is brought down to 8; every upload is held in its chunks and whole.
+# What the settings allow at once: in the worker's own threads an image for each, the larger ones in other processes;
+# every upload is held in its chunks and whole.
 MAX_PIXELS, MAX_BODY = 50_000_000, 20_000_000
-PIXEL_BYTES, UPLOAD_COPIES = 16, 2
+UPLOAD_COPIES = 2
 # The allocator keeps some of what was given back to it.
 KEPT_MB = 100.0
 
@@ -61,7 +62,7 @@ async def hostile(wish: Wish) -> Campaign:
     for case, reply, _ in asked:
         families.setdefault(case.partition(":")[0], []).append(reply)
     every = [reply for _, reply, _ in asked] + slow.replies
-    allowed = (cores() * MAX_PIXELS * PIXEL_BYTES + (AT_ONCE + 2 * len(PACES)) * MAX_BODY * UPLOAD_COPIES) / 1e6
+    allowed = ((cores() + 1) * (HERE_BYTES + ASIDE_BYTES) + (AT_ONCE + 2 * len(PACES)) * MAX_BODY * UPLOAD_COPIES) / 1e6
     return Campaign(
         "hostile",
         [

@@ -40,7 +40,9 @@ class Server:
 
     def worker(self) -> psutil.Process:
         """The process that serves; BentoML's supervisor is its parent. `Failure` while there is none."""
-        children = self.replica.processes()[1:]
+        supervisor, *others = self.replica.processes()
+        # The worker's own children decode.
+        children = [process for process in others if process.ppid() == supervisor.pid]
         if not children:
             raise Failure("the service has no worker")
         return max(children, key=lambda process: process.memory_info().rss)

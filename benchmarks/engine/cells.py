@@ -126,7 +126,7 @@ def measure_all(
 def describe(cell: Cell, threads: int, settings: Settings) -> records.Record:
     """The record of `cell` before anything is measured: what it is, from the manifest and the networks' table."""
     manifest = cell.artifact.manifest
-    row = SPECS.get(cell.artifact.network)
+    row = SPECS.get(cell.artifact.architecture or "")
     top1, top5, source = accuracy(cell.artifact)
     return records.record(
         network=cell.artifact.network,
@@ -157,7 +157,7 @@ def accuracy(artifact: Artifact) -> tuple[float | None, float | None, str | None
 
     Untrained weights have no accuracy of their own: what is given is the published one, and its source says so.
     """
-    row = SPECS.get(artifact.network)
+    row = SPECS.get(artifact.architecture or "")
     note = " (weights here are untrained)" if artifact.weights == "untrained" else ""
     if row and row.checkpoint and row.checkpoint.top1 is not None and artifact.weights != "custom":
         return float(row.checkpoint.top1), optional(row.checkpoint.top5), "published" + note

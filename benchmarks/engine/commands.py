@@ -126,25 +126,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 def chosen(options: argparse.Namespace) -> list[Any]:
-    """The artifacts to measure: those named, or the newest of each network in the store."""
+    """The artifacts to measure: those named, or what each name in the store means."""
     from export.store import artifacts
     from serving.runtime import find
 
     if options.models:
         return [find(tag) for tag in options.models]
-    newest: dict[str, Any] = {}
+    meant: dict[str, Any] = {}
     for artifact in artifacts():
-        newest.setdefault(artifact.network, artifact)
-    if not newest:
+        meant.setdefault(artifact.network, artifact)
+    if not meant:
         raise Usage("nothing is exported yet; `python -m export --set five` makes something to measure")
     if not options.set:
-        return list(newest.values())
-    missing = [name for name in SETS[options.set] if name not in newest]
+        return list(meant.values())
+    missing = [name for name in SETS[options.set] if name not in meant]
     if missing:
         print(f"not exported, so not measured: {', '.join(missing)}", file=sys.stderr)
     if len(missing) == len(SETS[options.set]):
         raise Usage(f"nothing of the set is exported yet; `python -m export --set {options.set}` does it")
-    return [newest[name] for name in SETS[options.set] if name in newest]
+    return [meant[name] for name in SETS[options.set] if name in meant]
 
 
 def earlier(path: Path, here: dict[str, Any]) -> list[records.Record]:

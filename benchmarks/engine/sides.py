@@ -93,15 +93,12 @@ def job(
         "engine": contender.engine,
         "precision": contender.precision,
         "threads": threads,
-        "network": artifact.network.removesuffix(TRACED),
+        "network": artifact.architecture,
+        "classes": artifact.classes,
         "weights": weights or kind,
         "batches": list(batches),
         "round_s": round_s,
     }
-
-
-# `export --as-traced` gives the same network, so that PyTorch runs the same module beside it.
-TRACED = "_traced"
 
 
 @contextmanager
@@ -194,7 +191,9 @@ def torch_run(work: dict[str, Any]) -> Callable[[Pixels], object]:
 
     from models.weights import load
 
-    network = load(work["network"], work["weights"])
+    if work["network"] is None:
+        raise Failure("PyTorch is given networks by their name, and this one is your own")
+    network = load(work["network"], work["weights"], work.get("classes"))
     if work["engine"] in ON_CUDA.values():
         return Torch(
             network, "cuda", work["precision"], work["threads"], compiled=work["engine"] == ON_CUDA[COMPILED]

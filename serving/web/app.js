@@ -1,9 +1,9 @@
 // The page: its tabs, and which networks are loaded.
 
-import { models, showTrouble } from "./ask.js";
+import { showTrouble } from "./ask.js";
 import { $, plural } from "./dom.js";
 import * as digit from "./digit.js";
-import * as live from "./live.js";
+import * as loaded from "./loaded.js";
 import * as measured from "./measured.js";
 import * as picture from "./picture.js";
 
@@ -18,7 +18,7 @@ function open(chosen, focus = false) {
     tab.tabIndex = selected ? 0 : -1;
     if (selected && focus) tab.focus();
   }
-  chosen === "time" ? measured.open() : live.stop();
+  chosen === "time" ? measured.open() : measured.close();
 }
 
 const fromAddress = () => (TABS.includes(location.hash.slice(1)) ? location.hash.slice(1) : "picture");
@@ -38,18 +38,23 @@ addEventListener("hashchange", () => {
   if (location.hash !== "#main") open(fromAddress());
 });
 
+function show(networks) {
+  showTrouble($("trouble"), null);
+  $("loaded").textContent = `${plural(networks.length, "network looks", "networks look")} at your picture`;
+  picture.show(networks);
+  digit.show(networks);
+}
+
 async function load() {
   showTrouble($("trouble"), null);
   try {
-    const { models: loaded } = await models();
-    $("loaded").textContent = `${plural(loaded.length, "network looks", "networks look")} at your picture`;
-    picture.show(loaded);
-    digit.show(loaded);
+    await loaded.refresh();
   } catch (error) {
     showTrouble($("trouble"), error, load);
   }
 }
 
+loaded.whenAsked(show);
 picture.start();
 digit.start();
 open(fromAddress());

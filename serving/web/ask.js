@@ -40,22 +40,19 @@ export function trouble({ code, message }, retryAfter = null) {
   return new Trouble((SENTENCES[code] ?? "The service could not answer.") + wait, { code, detail: message ?? "", again });
 }
 
-/** The response to a request, once it is a good one. Asks the viewer for the token where the service wants one. */
-async function ask(path, options = {}) {
+/** What `read` makes of a request's response, once it is a good one. Asks the viewer for the token if one is wanted. */
+async function ask(path, options = {}, read = (response) => response.json()) {
   for (;;) {
     const used = token;
     let response;
     try {
       const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
       response = await fetch(`../${path}`, { ...options, headers, redirect: "error", credentials: "same-origin" });
+      if (response.ok) return await read(response);
     } catch (error) {
       if (error.name === "AbortError") throw error;
       const refused = options.body ? ", or have refused the picture before it had all of it" : "";
       throw new Trouble(`No answer came from the service. It may be down${refused}.`, { again: true });
-    }
-    if (response.ok) {
-      $("token").hidden = true;
-      return response;
     }
     if (response.status === 401) {
       if (used === token) await askForToken(used !== null);
@@ -67,6 +64,7 @@ async function ask(path, options = {}) {
     } catch {
       // Not the service's own answer: a proxy's, perhaps.
     }
+    options.signal?.throwIfAborted(); // while the error was read
     if (!answer.code) throw new Trouble(`The service answered ${response.status} ${response.statusText}.`, { again: response.status >= 500 });
     throw trouble(answer, response.headers.get("retry-after"));
   }
@@ -93,11 +91,9 @@ function askForToken(refused) {
   return asked;
 }
 
-const json = async (path, options) => (await ask(path, options)).json();
-
-export const models = () => json("models");
-export const metrics = async (signal) => (await ask("metrics", { signal })).text();
-export const results = async () => (await json("ui/results.json")).results;
+export const models = () => ask("models");
+export const metrics = (signal) => ask("metrics", { signal }, (response) => response.text());
+export const results = async (signal) => (await ask("ui/results.json", { signal })).results;
 
 const body = (file, signal) => ({
   method: "POST",
@@ -106,10 +102,10 @@ const body = (file, signal) => ({
   signal,
 });
 
-export const compare = async (file, signal) => (await json("compare", body(file, signal))).results;
+export const compare = async (file, signal) => (await ask("compare", body(file, signal))).results;
 
 export const classify = (file, model, topK, signal) =>
-  json(`classify?${new URLSearchParams({ model, top_k: topK })}`, body(file, signal));
+  ask(`classify?${new URLSearchParams({ model, top_k: topK })}`, body(file, signal));
 
 /** Shows `error` in the alert `where`, with a button where trying again may help; null clears it. */
 export function showTrouble(where, error, again = null) {

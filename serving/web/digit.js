@@ -4,6 +4,7 @@
 import { classify, showTrouble } from "./ask.js";
 import { commands } from "./commands.js";
 import { $, el, percent, plural, say } from "./dom.js";
+import { known, refresh } from "./loaded.js";
 import { bars, heading, how, readsDigits, times, untrained } from "./networks.js";
 
 const SIDE = 28; // pixels of an MNIST digit
@@ -11,11 +12,12 @@ const BOX = 20; // of these, the digit's longer side
 const PEN = 2.6; // width of a stroke, in the same pixels
 const FINE = 10; // how much finer it is drawn before it is averaged down
 
-let networks = [];
+let networks = null; // that read digits, once they are known
 let strokes = []; // each a list of [x, y], 0 to 1 of the pad
 let stroke = null; // the one under way
 let pen = null; // the keyboard's: { x, y }
-let asking = null;
+let asking = null; // aborts the request under way
+let waiting = false; // whether there is a drawing without an answer
 let saved = null; // the address of the PNG sent
 
 export function start() {
@@ -49,13 +51,16 @@ export function start() {
   draw();
 }
 
-/** Takes the networks that read digits. */
+/** Shows the networks that wait for a drawing; one that waits for them is sent. */
 export function show(models) {
   networks = models.filter(readsDigits);
   if (!strokes.length) empty();
+  else if (waiting && !asking) ask();
 }
 
 function empty() {
+  $("digit-answer").replaceChildren();
+  if (!networks) return;
   const names = networks.map((model) => model.model).join(", ");
   $("digit-answer").replaceChildren(
     el("h2", { class: "headline waiting" }, networks.length ? "Any digit, 0 to 9" : "No network for digits is loaded"),
@@ -105,6 +110,7 @@ function undo() {
 
 function clear() {
   asking?.abort();
+  asking = null;
   strokes = [];
   stroke = null;
   draw();
@@ -182,20 +188,44 @@ function paint(side, work) {
 
 async function ask() {
   asking?.abort();
-  const control = (asking = new AbortController());
-  const { signal } = control;
+  const { signal } = (asking = new AbortController());
+  waiting = true;
+  if (!$("digit-answer").firstChild) $("digit-answer").replaceChildren(el("p", { class: "sentence busy" }, "Asking the networks …"));
   const file = await new Promise((resolve) => mnist(strokes).toBlob(resolve, "image/png"));
-  if (signal.aborted || !networks.length) return;
+  if (signal.aborted) return;
   try {
-    const answers = await Promise.all(networks.map((model) => classify(file, model.model, model.classes, signal)));
+    const answers = await read(file, signal);
+    if (signal.aborted) return;
+    asking = null;
     showTrouble($("digit-trouble"), null);
-    if (!signal.aborted) answered(file, answers);
+    if (!answers.length) return empty();
+    waiting = false;
+    answered(file, answers);
   } catch (error) {
-    if (error.name !== "AbortError") showTrouble($("digit-trouble"), error, ask);
+    if (signal.aborted) return;
+    asking = null;
+    for (const id of ["digit-answer", "digit-commands"]) $(id).replaceChildren(); // they are of another drawing
+    showTrouble($("digit-trouble"), error, ask);
   }
 }
 
-function answered(file, answers) {
+/** What each network for digits reads: [{ model, answer }]. Which there are is asked again if none is known or one is gone. */
+async function read(file, signal) {
+  for (const list of [known, refresh]) {
+    const readers = (await list()).filter(readsDigits);
+    try {
+      const answers = await Promise.all(readers.map((model) => classify(file, model.model, model.classes, signal)));
+      if (answers.length) return readers.map((model, i) => ({ model, answer: answers[i] }));
+    } catch (error) {
+      if (error.code !== "unknown_model" || list === refresh) throw error;
+    }
+  }
+  return [];
+}
+
+function answered(file, readings) {
+  const [{ model: asked }] = readings;
+  const answers = readings.map((reading) => reading.answer);
   if (saved) URL.revokeObjectURL(saved);
   saved = URL.createObjectURL(file);
   const [first] = answers;
@@ -217,15 +247,16 @@ function answered(file, answers) {
           el("a", { href: saved, download: "digit.png" }, "Save digit.png"),
         ),
       ),
-      ...answers.map((answer, i) => {
-        const model = { ...networks[i], ...answer };
+      ...readings.map((reading) => {
+        const answer = reading.answer;
+        const model = { ...reading.model, ...answer };
         const inOrder = [...answer.predictions].sort((a, b) => a.class_id - b.class_id);
         return el("article", { class: `card ${untrained(model) ? "untrained" : ""}` }, heading(model), bars(inOrder, answer.predictions[0].label), times(answer, answer.timing_ms.total), how(model, answer));
       }),
     ),
   );
   $("digit-commands").replaceChildren(
-    commands({ name: "digit.png", type: "image/png", models: networks.map((model) => model.model), path: `classify?model=${encodeURIComponent(networks[0].model)}&top_k=${networks[0].classes}`, topK: networks[0].classes }),
+    commands({ name: "digit.png", type: "image/png", models: answers.map((answer) => answer.model), path: `classify?model=${encodeURIComponent(asked.model)}&top_k=${asked.classes}`, topK: asked.classes }),
   );
   say(`${answers.map((answer) => `${answer.model} reads ${answer.predictions[0].label}`).join(", ")}, after ${plural(strokes.length, "stroke")}.`);
 }

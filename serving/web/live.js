@@ -76,6 +76,7 @@ const milliseconds = (seconds) => (seconds === Infinity ? "over 10 s" : number(1
 function show(samples, now) {
   const of = (name, labels = {}) => samples.filter((s) => s.name === name && Object.entries(labels).every(([key, value]) => s.labels[key] === value));
   const images = sum(of("podium_requests_total", { outcome: "ok" }));
+  if (images < history.at(-1)?.images) history = []; // another process counts: the service was started again
   history = [...history.filter((point) => now - point.at <= WINDOW), { at: now, images }];
   const [first] = history;
   const rate = history.length > 1 ? (images - first.images) / (now - first.at) : NaN;

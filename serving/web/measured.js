@@ -8,21 +8,30 @@ const MARK = "†"; // follows the name of every network whose weights are untra
 
 let series = "";
 let found = null;
+let asking = null; // aborts the request under way
 
-/** Shows the result file where there is one, else live numbers. */
+/** Shows the result file if there is one, else live numbers. */
 export async function open() {
+  close();
+  const { signal } = (asking = new AbortController());
   showTrouble($("time-trouble"), null);
   try {
-    found = await results();
+    found = await results(signal);
   } catch (error) {
+    if (signal.aborted) return;
     found = null;
     showTrouble($("time-trouble"), error, open);
     return;
   }
-  if ($("time").hidden) return; // the viewer went on
   $("source").hidden = !found;
   for (const radio of document.getElementsByName("source")) radio.onchange = choose;
   choose();
+}
+
+/** The viewer went on: no answer that is still to come is shown. */
+export function close() {
+  asking?.abort();
+  live.stop();
 }
 
 function choose() {

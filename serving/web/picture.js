@@ -3,13 +3,14 @@
 import { Trouble, compare, showTrouble, trouble } from "./ask.js";
 import { commands } from "./commands.js";
 import { $, el, ms, name, plain, plural, say } from "./dom.js";
+import { behind } from "./loaded.js";
 import { badge, card, how, readsDigits, verdict, verdictShown } from "./networks.js";
 
 const TOP_K = 5;
 
-let loaded = []; // the networks, from /models
-let last = null; // { results, said } of the picture shown
-let asking = null; // aborts the request under way
+let count = 0; // of the networks that are loaded; 0 if that is not known
+let last = null; // { pictures, said, longest } of the picture shown
+let asking = null; // aborts what the last picture chosen waits for
 let shownUrl = null;
 
 const ORDERS = {
@@ -54,7 +55,7 @@ export function start() {
 
 /** Shows the networks that wait for a picture. */
 export function show(models) {
-  loaded = models;
+  count = models.length;
   const ready = models.filter((model) => !readsDigits(model));
   if (last || asking) return;
   $("verdict").replaceChildren(
@@ -78,14 +79,26 @@ function take(data, verb) {
 }
 
 async function sample(file) {
-  const path = `ui/samples/${file}`;
+  const signal = begin();
+  let content;
   try {
-    const response = await fetch(`samples/${file}`);
+    const response = await fetch(`samples/${file}`, { signal });
     if (!response.ok) throw new Error(String(response.status));
-    look(new File([await response.blob()], file, { type: "image/jpeg" }), "A sample.", path);
+    content = await response.blob();
   } catch {
+    if (signal.aborted) return;
+    asking = null;
     showTrouble($("picture-trouble"), new Trouble("The sample did not load. See whether the service still runs.", { again: true }), () => sample(file));
+    return;
   }
+  look(new File([content], file, { type: "image/jpeg" }), "A sample.", `ui/samples/${file}`);
+}
+
+/** Takes away the last picture's answers, and the wait for any still to come; aborted when the next picture begins. */
+function begin() {
+  clear();
+  asking = new AbortController();
+  return asking.signal;
 }
 
 function clear() {
@@ -97,22 +110,23 @@ function clear() {
 
 /** Sends `file`, as it is, to every network, and shows what they say. */
 async function look(file, remark = "", fetched = null) {
-  clear();
-  const control = (asking = new AbortController());
+  const signal = begin();
   choose(file, remark);
-  $("verdict").replaceChildren(el("p", { class: "sentence busy" }, `Asking ${loaded.length ? plural(loaded.length, "network") : "the networks"} …`));
+  $("verdict").replaceChildren(el("p", { class: "sentence busy" }, `Asking ${count ? plural(count, "network") : "the networks"} …`));
   say("Asking the networks.");
   const began = performance.now();
   try {
-    const results = await compare(file, control.signal);
-    if (control.signal.aborted) return;
+    const results = await compare(file, signal);
+    const took = performance.now() - began;
+    const networks = await behind(results);
+    if (signal.aborted) return;
     asking = null;
-    answered(results, performance.now() - began);
+    answered(results, networks, took);
     const models = Object.keys(results).filter((model) => !results[model].error);
     $("picture-commands").replaceChildren(commands({ name: file.name, type: file.type, models, path: "compare", topK: TOP_K, fetched }));
     reveal();
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (signal.aborted) return;
     asking = null;
     $("verdict").replaceChildren();
     say("");
@@ -138,8 +152,8 @@ function reveal() {
   if (matchMedia("(max-width: 56rem)").matches) $("chosen").scrollIntoView();
 }
 
-function answered(results, took) {
-  const rows = Object.entries(results).map(([id, answer]) => ({ answer, model: loaded.find((model) => model.model === id) ?? { model: id } }));
+function answered(results, networks, took) {
+  const rows = Object.entries(results).map(([id, answer]) => ({ answer, model: networks.find((model) => model.model === id) ?? { model: id } }));
   const errors = rows.map((row) => row.answer.error);
   if (rows.length && errors.every((error) => error && error.code === errors[0].code)) throw trouble(errors[0]);
   const pictures = rows.filter((row) => !readsDigits(row.model));

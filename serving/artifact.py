@@ -1,0 +1,186 @@
+"""An artifact: a folder with a manifest, which `export/store.py` writes into BentoML's model store.
+
+Nothing is loaded from it whose sha256 differs from the manifest's record. What a name without a version means is
+decided here alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from models.console import Failure
+from models.preprocess import Label, Preprocess
+
+MANIFEST = "manifest.json"
+LABELS = "labels.json"
+
+
+class ArtifactError(Failure):
+    """An artifact that is missing, damaged or not what was asked for."""
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One exported network: its folder and its manifest (the contract's, parsed)."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    version: str = ""
+    created: datetime | None = None  # by BentoML's clock; None for a folder outside its store
+
+    @property
+    def network(self) -> str:
+        """What it is called: a name of `models.SPECS`, or one that `export --name` gave it."""
+        return str(self.manifest["network"])
+
+    @property
+    def architecture(self) -> str | None:
+        """The row of `models.SPECS` that it is built by; None for a network of the user's own."""
+        # Manifests from before `--name` say it by the family alone: what is called otherwise was not ours.
+        own = self.manifest.get("family") == "custom"
+        row = self.manifest.get("architecture", None if own else self.network)
+        return None if row is None else str(row)
+
+    @property
+    def exported(self) -> str:
+        """When, as people read it: "2026-11-22 10:03 UTC"."""
+        return f"{self.created.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if self.created else "at an unknown time"
+
+    @property
+    def tag(self) -> str:
+        return f"{self.network}:{self.version}" if self.version else self.network
+
+    @property
+    def weights(self) -> str:
+        """ "pretrained", "custom" or "untrained"."""
+        return str(self.manifest["weights"]["kind"])
+
+    @property
+    def classes(self) -> int:
+        return int(self.manifest["classes"])
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        recipe = self.manifest["input"]
+        return Preprocess(
+            resize=recipe["resize"],
+            crop=recipe["crop"],
+            interpolation=recipe["interpolation"],
+            mean=tuple(recipe["mean"]),
+            std=tuple(recipe["std"]),
+            mode=recipe["mode"],
+        )
+
+    @cached_property
+    def labels(self) -> tuple[Label, ...]:
+        rows = json.loads(self.file(LABELS).read_text("utf-8"))
+        return tuple(Label(row["label"], row.get("synset")) for row in rows)
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest records, after checking its sha256.
+
+        Raises `ArtifactError` for a file that is not recorded, lies outside the folder, is a link, or has changed.
+        """
+        record = self.manifest["files"].get(name)
+        if record is None:
+            raise ArtifactError(f"{self.tag}: {name} is not recorded in its {MANIFEST}; export it again")
+        path = self.folder / name
+        if Path(name).name != name or path.is_symlink():
+            raise ArtifactError(f"{self.tag}: {name!r} does not name a plain file of the artifact; export it again")
+        if not path.is_file():
+            raise ArtifactError(f"{self.tag}: {name} is missing from {self.folder}; export it again")
+        actual = sha256(path)
+        if actual != record["sha256"]:
+            raise ArtifactError(
+                f"{self.tag}: {name} has sha256 {actual[:12]}..., its record says {record['sha256'][:12]}...; "
+                "it was changed or damaged after export: export it again"
+            )
+        return path
+
+    def graphs(self) -> dict[tuple[str, str], str]:
+        """The file for every (engine, precision) this artifact can run with, in the manifest's order."""
+        return {
+            (engine, record["precision"]): name
+            for name, record in self.manifest["files"].items()
+            for engine in record.get("engines", ())
+        }
+
+
+def load(folder: Path, version: str = "", created: datetime | None = None) -> Artifact:
+    """The artifact in `folder`; `ArtifactError` when its manifest is missing or unreadable."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        missing = {"schema", "network", "weights", "input", "classes", "files"} - manifest.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{folder} holds no readable {MANIFEST} ({error}); export the network again") from error
+    if missing:
+        raise ArtifactError(f"{path} lacks {', '.join(sorted(missing))}; export the network again")
+    return Artifact(folder, manifest, version, created)
+
+
+# --- the store --------------------------------------------------------------------------------------------------------
+
+LATEST = "latest"
+
+
+def stored(name: str | None = None) -> list[Any]:
+    """BentoML's models that are artifacts of ours [called `name`], the one that a bare name means before others of it.
+
+    Trained before untrained, then the newest: an untrained export must not take the place of a trained one.
+    """
+    import bentoml
+
+    models = [model for model in bentoml.models.list(name) if (Path(model.path) / MANIFEST).is_file()]
+    return sorted(models, key=lambda model: (trained(model), model.info.creation_time), reverse=True)
+
+
+def trained(model: Any) -> bool:
+    """Whether the weights in one of BentoML's models are trained: `export/store.py` labels it so."""
+    return bool(model.info.labels.get("weights") != "untrained")
+
+
+def defaults() -> list[str]:
+    """The tag that each name in the store means, in the order of `stored`."""
+    tags: dict[str, str] = {}
+    for model in stored():
+        tags.setdefault(model.tag.name, str(model.tag))
+    return list(tags.values())
+
+
+def read(model: Any) -> Artifact:
+    """The artifact in one of BentoML's models; `ArtifactError` as `load` raises it."""
+    return load(Path(model.path), model.tag.version or "", model.info.creation_time)
+
+
+def find(tag: str) -> Artifact:
+    """The artifact called `tag` in BentoML's model store.
+
+    "resnet50:<version>" is that version. "resnet50" and "resnet50:latest" are the newest trained version, or the newest
+    where none is trained.
+    """
+    import bentoml
+    from bentoml.exceptions import BentoMLException
+
+    name, _, version = tag.partition(":")
+    try:
+        models = [bentoml.models.get(tag)] if version not in ("", LATEST) else stored(name) if name else []
+    except (BentoMLException, ValueError):
+        models = []
+    if not models:
+        raise ArtifactError(
+            f"no exported model is called {tag!r}; `python -m export {name}` makes one, "
+            "`python -m export list` shows what there is"
+        )
+    return read(models[0])
