@@ -107,7 +107,8 @@ def test_a_scenario_is_one_or_the_other() -> None:
 def test_load_searches_the_highest_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "load.json"
     with service([200]) as (url, _):
-        arguments = ["load", url, "--search", "--duration", "0.05", "--out", str(path)]
+        # Long enough that requests are due at the lowest rate tried, however slow the machine is now.
+        arguments = ["load", url, "--search", "--duration", "0.3", "--out", str(path)]
         assert main(arguments) == 2
         assert "give --slo-ms" in capsys.readouterr().err
         assert main([*arguments, "--slo-ms", "60000"]) == 0
