@@ -122,6 +122,8 @@ ALWAYS: Errors = (BadRequest, SlowRequest, LargeHead, InferenceFailed)
 GUARDED: Errors = (Unauthorized, Closing)
 IMAGE: Errors = (TooLarge, UnsupportedImage)
 RUN: Errors = (UnknownModel, Overloaded, DeadlinePassed)
+# Those that say when to ask again.
+LATER: Errors = (Overloaded, Closing)
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ def refusals(route: Route, errors: Sequence[type[RequestError]]) -> Json:
     return {
         str(status): {
             "description": ", ".join(f"`{error.code}`" for error in kinds),
-            "headers": {**HEADERS, **(RETRY_AFTER if Overloaded in kinds or Closing in kinds else {})},
+            "headers": {**HEADERS, **(RETRY_AFTER if any(kind in kinds for kind in LATER) else {})},
             "content": {"application/json": {"schema": schema}},
         }
         for status, kinds in sorted(by_status.items())
