@@ -23,6 +23,7 @@ from serving.errors import (
     RequestError,
     SlowRequest,
     TooLarge,
+    TooManyConnections,
     Unauthorized,
     UnknownModel,
     Unloadable,
@@ -116,14 +117,14 @@ IMAGES: Json = {"multipart/form-data": {"schema": record({"image": array(BYTES)}
 COMPARED: Json = {"multipart/form-data": {"schema": record({"image": BYTES}, top_k=TOP_K)}}
 TENSORS: Json = {"application/json": {"schema": ref("Inference")}, "application/octet-stream": {"schema": BYTES}}
 
-# What any request can meet: it is not HTTP or has what the path does not take, it is slow, its head is large, and a
-# defect of ours.
-ALWAYS: Errors = (BadRequest, SlowRequest, LargeHead, InferenceFailed)
+# What any request can meet: it is not HTTP or has what the path does not take, it is slow, its head is large, too many
+# are connected, and a defect of ours.
+ALWAYS: Errors = (BadRequest, SlowRequest, LargeHead, TooManyConnections, InferenceFailed)
 GUARDED: Errors = (Unauthorized, Closing)
 IMAGE: Errors = (TooLarge, UnsupportedImage)
 RUN: Errors = (UnknownModel, Overloaded, DeadlinePassed)
 # Those that say when to ask again.
-LATER: Errors = (Overloaded, Closing)
+LATER: Errors = (Overloaded, Closing, TooManyConnections)
 
 
 @dataclass(frozen=True)
