@@ -122,6 +122,8 @@ ALWAYS: Errors = (BadRequest, SlowRequest, LargeHead, InferenceFailed)
 GUARDED: Errors = (Unauthorized, Closing)
 IMAGE: Errors = (TooLarge, UnsupportedImage)
 RUN: Errors = (UnknownModel, Overloaded, DeadlinePassed)
+# Those that say when to ask again.
+LATER: Errors = (Overloaded, Closing)
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,8 @@ def described(route: Route, guarded: bool) -> Json:
         "parameters": parameters(route, operation),
         "responses": {str(operation.status): answer(operation), **refusals(route, errors)},
     }
+    if operation.answers == "text/html":
+        found["responses"]["304"] = {"description": "The browser's own is the newest", "headers": HEADERS}
     if operation.body:
         found["requestBody"] = {"required": True, "content": operation.body}
     if route.access == "admin" or (route.access == "user" and guarded):
@@ -224,7 +228,7 @@ def parameters(route: Route, operation: Operation) -> list[Json]:
 def answer(operation: Operation) -> Json:
     headers = {**HEADERS, **(LOCATION if operation.status >= 300 else {})}
     if "/" in operation.answers:
-        return {"description": "", "headers": headers, "content": {operation.answers: {"schema": TEXT}}}
+        return {"description": operation.summary, "headers": headers, "content": {operation.answers: {"schema": TEXT}}}
     content: Json = {"application/json": {"schema": ref(operation.answers)}}
     if operation.answers == "Inferred":
         content["application/octet-stream"] = {"schema": BYTES}
@@ -236,11 +240,12 @@ def refusals(route: Route, errors: Sequence[type[RequestError]]) -> Json:
     by_status: dict[int, list[type[RequestError]]] = defaultdict(list)
     for error in errors:
         by_status[error.status].append(error)
-    schema = ref("ProtocolError" if route.path.startswith("/v2/") else "Error")
+    # What is refused before its path is known has the form of all other errors.
+    schema = {"oneOf": [ref("ProtocolError"), ref("Error")]} if route.path.startswith("/v2/") else ref("Error")
     return {
         str(status): {
             "description": ", ".join(f"`{error.code}`" for error in kinds),
-            "headers": {**HEADERS, **(RETRY_AFTER if Overloaded in kinds or Closing in kinds else {})},
+            "headers": {**HEADERS, **(RETRY_AFTER if any(kind in kinds for kind in LATER) else {})},
             "content": {"application/json": {"schema": schema}},
         }
         for status, kinds in sorted(by_status.items())

@@ -9,8 +9,9 @@ from urllib.parse import unquote
 
 import pytest
 
-from serving import openapi
+from serving import errors, openapi
 from serving.api import Api
+from serving.errors import MethodNotAllowed, NotFound, Overloaded, RequestError
 from serving.routes import Route, Routes
 from serving.runtime import Artifact
 from tests.spellings import LOOK, METHODS, interface, paths, spelled
@@ -217,6 +218,15 @@ def test_every_route_is_described_and_nothing_else(tiny: Artifact) -> None:
     assert table == set(openapi.OPERATIONS)
     described = json.loads(api.description.body)["paths"]
     assert {(m.upper(), p.replace("{", "").replace("}", "")) for p, item in described.items() for m in item} == table
+
+
+def test_every_error_is_some_answer_of_the_document(tiny: Artifact) -> None:
+    """But those for what is not in it: other paths and other methods."""
+    kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RequestError)}
+    listed = {*openapi.ALWAYS, *openapi.GUARDED}.union(*(each.errors for each in openapi.OPERATIONS.values()))
+    assert kinds - listed == {RequestError, NotFound, MethodNotAllowed}
+    later = {kind for kind in kinds if kind.retry_after is not None} | {Overloaded}
+    assert later == set(openapi.LATER)
 
 
 def page_files(api: Api) -> set[str]:
