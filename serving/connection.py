@@ -46,7 +46,7 @@ MAX_AHEAD = 64 << 10
 
 # Bytes that the system is asked to take of answers that are not read (Linux takes twice as many). By itself it takes
 # megabytes, and a client that does not read would be answered thousands of times before the service notices.
-SEND_BUFFER = 64 << 10
+SEND_BUFFER = 32 << 10
 
 # Seconds in which what a refused client still sends is dropped: a connection closed at once would lose it the answer.
 LINGER_S = 1.0

@@ -30,6 +30,9 @@ SLOW, HOLDERS, FEW = 64, 10, 20
 EACH_BYTES, HELD_MB = 60_000_000, 150.0
 MOST, CROWD = 200, 300
 
+# Bytes that a client hands its system in one piece, so that sending takes no time from the good clients beside it.
+AT_ONCE = 64 << 10
+
 HEAD = f"HTTP/1.1\r\nHost: {HOST}\r\n".encode()
 TRAILERS = b"POST /classify " + HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
 UPGRADE = b"GET /livez " + HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
@@ -111,6 +114,7 @@ def deaf_socket() -> Iterator[socket.socket]:
     """A socket for the event loop that takes in as little as there can be."""
     with socket.socket() as found:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, AT_ONCE)
         found.setblocking(False)
         yield found
 
@@ -151,7 +155,7 @@ async def slow_reader(server: Server, request: bytes, over: Callable[[], bool]) 
     async def send(wire: socket.socket) -> None:
         with suppress(OSError):
             while True:
-                await loop.sock_sendall(wire, request)
+                await loop.sock_sendall(wire, request * (1 + AT_ONCE // len(request)))
 
     while not over():
         with deaf_socket() as wire, suppress(OSError):
@@ -167,9 +171,9 @@ async def slow_reader(server: Server, request: bytes, over: Callable[[], bool]) 
 
 
 async def beside_slow_readers(wish: Wish, server: Server, seconds: float) -> list[Done]:
-    """What good clients get while half of the slow readers ask for photographs, and half for documents."""
+    """What good clients get while half of the slow readers send photographs, and half ask for a page."""
     over = passed(seconds)
-    requests = [wish.smallest, get("/docs.json")]
+    requests = [wish.smallest, get("/ui/")]
     slow = [asyncio.create_task(slow_reader(server, requests[i % 2], over)) for i in range(SLOW)]
     good = await closed_loop(lambda: server.pool.ask(wish.request), GOOD, over)
     await asyncio.gather(*slow)
