@@ -16,6 +16,7 @@ from typing import Any
 import uvloop
 
 from benchmarks.campaigns.checks import Campaign, Check
+from benchmarks.campaigns.connections import connections
 from benchmarks.campaigns.costly import costly
 from benchmarks.campaigns.hangups import hangups
 from benchmarks.campaigns.hostile import hostile
@@ -37,6 +38,7 @@ CAMPAIGNS: dict[str, Callable[[Wish], Coroutine[Any, Any, Campaign]]] = {
     "soak": soak,
     "swaps": swaps,
     "hangups": hangups,
+    "connections": connections,
     "misfits": misfits,
 }
 
