@@ -30,13 +30,13 @@ from models.console import Failure
 
 CAMPAIGNS: dict[str, Callable[[Wish], Coroutine[Any, Any, Campaign]]] = {
     "hostile": hostile,
-    "costly": costly,
     "overload": overload,
     "terminated": terminated,
     "killed": killed,
     "soak": soak,
     "swaps": swaps,
     "hangups": hangups,
+    "costly": costly,
     "misfits": misfits,
 }
 
