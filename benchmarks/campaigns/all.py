@@ -31,7 +31,6 @@ from models.console import Failure
 
 CAMPAIGNS: dict[str, Callable[[Wish], Coroutine[Any, Any, Campaign]]] = {
     "hostile": hostile,
-    "costly": costly,
     "overload": overload,
     "terminated": terminated,
     "killed": killed,
@@ -39,6 +38,7 @@ CAMPAIGNS: dict[str, Callable[[Wish], Coroutine[Any, Any, Campaign]]] = {
     "swaps": swaps,
     "hangups": hangups,
     "connections": connections,
+    "costly": costly,
     "misfits": misfits,
 }
 
