@@ -6,6 +6,7 @@ An input is what a client sends. Byte 0x1e and a letter stand for what it does: 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import re
 import selectors
@@ -77,6 +78,8 @@ class Wire(asyncio.Transport):
     """A transport whose other end is the input."""
 
     ends = socket.socketpair()
+    for end in ends:
+        atexit.register(end.close)
 
     def __init__(self, loop: Loop, protocol: Any) -> None:
         super().__init__()

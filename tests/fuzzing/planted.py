@@ -121,8 +121,8 @@ class Insists(connection.Connection):
 
     def data_received(self, data: bytes) -> None:
         wire: Any = self.transport
-        if not wire.read_by_client:
-            wire.write(bytes(connection.ANSWER))
+        if not (wire.read_by_client or wire.sending_ended):
+            wire.write(bytes(connection.MOST_OUT + 1))
         super().data_received(data)
 
 
@@ -141,16 +141,23 @@ class ForgetsTime(connection.Connection):
             handle.cancel()
 
 
-class NeverEnds(connection.Connection):
-    """Has a timer at any time, and is open for ever."""
+class NeverEnds(asyncio.Protocol):
+    """Has a timer at any time, and does nothing else."""
 
-    def connection_made(self, transport: Any) -> None:
-        transport.close = transport.abort = lambda: None
-        super().connection_made(transport)
-        self._again()
+    def __init__(self, *_: Any) -> None:
+        pass
 
-    def _again(self) -> None:
-        asyncio.get_running_loop().call_later(60, self._again)
+    def connection_made(self, _: Any) -> None:
+        self.timer = asyncio.get_running_loop().call_later(60, self.connection_made, None)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.timer.cancel()
+
+    def eof_received(self) -> bool:
+        return True
+
+    def shutdown(self) -> None:
+        pass
 
 
 def in_connection(planted: type) -> Target:

@@ -44,11 +44,12 @@ class Guard:
     """Runs a target on one input at a time, each of them within the target's bounds.
 
     The input under way lies in the file `current`: if the process dies of it, its parent finds it there. Past twice its
-    processor time the process does die, even in a decoder that never comes back to Python.
+    processor time the process does die, even in a decoder that never comes back to Python, unless `mortal` is false.
     """
 
-    def __init__(self, target: Target, current: Path) -> None:
+    def __init__(self, target: Target, current: Path, mortal: bool = True) -> None:
         self.target = target
+        self.end = 2 * target.seconds if mortal else 0.0
         size = LENGTH_BYTES + target.longest
         current.write_bytes(bytes(size))
         with current.open("r+b") as file:
@@ -60,7 +61,7 @@ class Guard:
         self.memory[LENGTH_BYTES : LENGTH_BYTES + len(data)] = data
         self.memory[:LENGTH_BYTES] = len(data).to_bytes(LENGTH_BYTES, "little")
         before, began = _forget_peak(), time.process_time()
-        signal.setitimer(signal.ITIMER_PROF, 2 * self.target.seconds)
+        signal.setitimer(signal.ITIMER_PROF, self.end)
         try:
             self.target.run(data)
         finally:
