@@ -27,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
+import socket
 from collections.abc import Callable
 from math import inf
 from typing import Any, cast
@@ -42,6 +43,10 @@ from serving.framing import Framing
 
 # Bytes: the application has so many of a body, or of later requests, before reading stops.
 MAX_AHEAD = 64 << 10
+
+# Bytes that the system is asked to take of answers that are not read (Linux takes twice as many). By itself it takes
+# megabytes, and a client that does not read would be answered thousands of times before the service notices.
+SEND_BUFFER = 32 << 10
 
 # Seconds in which what a refused client still sends is dropped: a connection closed at once would lose it the answer.
 LINGER_S = 1.0
@@ -120,6 +125,8 @@ class Connection(Framing, asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         # Any byte that the system does not take at once pauses writing, and so the next request.
         self.transport.set_write_buffer_limits(high=0)
+        if (end := transport.get_extra_info("socket")) is not None:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.server, self.client = get_local_addr(self.transport), get_remote_addr(self.transport)
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         connections = self.server_state.connections

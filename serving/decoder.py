@@ -76,16 +76,17 @@ def answer(asked: dict[str, Any], body: bytes, begin: int, said: Said) -> bytes:
 @contextmanager
 def within(limits: Limits, begin: int, spare: int = 0) -> Iterator[None]:
     """The kernel ends this process past its processor seconds, by SIGPROF, and refuses it memory past its limit."""
-    unlimited = resource.getrlimit(resource.RLIMIT_AS)[1]
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if begin:
-        resource.setrlimit(resource.RLIMIT_AS, (begin + limits.memory + spare, unlimited))
+        most = begin + limits.memory + spare
+        resource.setrlimit(resource.RLIMIT_AS, (min([most, *(of for of in (soft, hard) if of >= 0)]), hard))
     signal.setitimer(signal.ITIMER_PROF, limits.seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         if begin:
-            resource.setrlimit(resource.RLIMIT_AS, (unlimited, unlimited))
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def address_space() -> int:

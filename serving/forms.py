@@ -148,41 +148,52 @@ class Boundaries:
 
 @lru_cache(256)
 def declared(content_type: bytes) -> tuple[str, bytes]:
-    """What a Content-Type names, and its boundary."""
+    """What a Content-Type names, and its boundary if that is a form's."""
     if len(content_type) > LONGEST_CONTENT_TYPE:
         raise BadRequest(f"the Content-Type is over {LONGEST_CONTENT_TYPE} bytes")
-    kind, options = with_options(content_type)
-    return kind.decode("latin-1"), options.get(b"boundary", b"")
+    kind = named(content_type)
+    boundary = options(content_type).get(b"boundary", b"") if kind == "multipart/form-data" else b""
+    return kind, boundary
 
 
 @lru_cache(256)  # a client's forms differ in their pictures
 def _part(head: bytes) -> tuple[str, str]:
-    """The name and the content type that a part's header lines give it; raises `BadRequest` where it has no name."""
+    """The name and the content type that a part's header lines give it; raises `BadRequest` if it has not one name."""
     fields: dict[bytes, bytes] = {}
-    for line in head.split(b"\r\n", MOST_OPTIONS)[:MOST_OPTIONS]:
+    for line in head[2:].split(b"\r\n", MOST_OPTIONS):
         key, _, value = line.partition(b":")
-        fields.setdefault(key.strip().lower(), value.strip())
-    disposition, options = with_options(fields.get(b"content-disposition", b""))
-    if disposition != b"form-data" or b"name" not in options:
+        if (key := key.strip().lower()) in fields or len(fields) == MOST_OPTIONS:
+            raise BadRequest("a part of the multipart form has a header twice, or too many")
+        fields[key] = value.strip()
+    disposition = fields.get(b"content-disposition", b"")
+    name = options(disposition).get(b"name")
+    if named(disposition) != "form-data" or name is None:
         raise BadRequest("a part of the multipart form has no name")
-    content_type, _ = with_options(fields.get(b"content-type", b""))
-    return options[b"name"].decode("utf-8", "replace"), content_type.decode("latin-1")
+    return name.decode("utf-8", "replace"), named(fields.get(b"content-type", b""))
 
 
-def with_options(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
-    """A header's value in lower case, and its parameters, of two equal ones the first; nothing after the first that
-    cannot be read.
+def named(value: bytes) -> str:
+    """A header's value in lower case, without its parameters."""
+    return value.partition(b";")[0].strip().lower().decode("latin-1")
+
+
+def options(value: bytes) -> dict[bytes, bytes]:
+    """The parameters of a header's value.
+
+    Raises `BadRequest` if one is there twice or cannot be read: a proxy might read another one than we.
     """
-    kind, _, _ = value.partition(b";")
-    options: dict[bytes, bytes] = {}
-    at = len(kind)
-    for _ in range(MOST_OPTIONS):
-        if (found := OPTION.match(value, at)) is None:
+    found: dict[bytes, bytes] = {}
+    at = len(value.partition(b";")[0])
+    while (option := OPTION.match(value, at)) is not None and len(found) < MOST_OPTIONS:
+        name, quoted_text, token = option.groups()
+        if name.lower() in found:
             break
-        name, text, token = found.groups()
-        options.setdefault(name.lower(), token if text is None else re.sub(rb"\\(.)", rb"\1", text))
-        at = found.end()
-    return kind.strip().lower(), options
+        found[name.lower()] = token if quoted_text is None else re.sub(rb"\\(.)", rb"\1", quoted_text)
+        at = option.end()
+    if value[at:].strip(b"; \t"):
+        text = quoted(value.decode("latin-1"))
+        raise BadRequest(f"the header {text} has a parameter twice, or one that cannot be read")
+    return found
 
 
 def plain(value: bytes) -> str | None:

@@ -166,6 +166,8 @@ def png(body: bytes) -> Head:
                 unusual = directory(body, at + 8, at + 8 + size)[0]
             elif kind[1:] in (b"cTL", b"dAT"):
                 unusual = "it is an animation"
+            elif kind == b"IHDR" and chunks > 1:
+                unusual = "it has two heads"  # of which Pillow takes the second
             elif body[at + 8 : at + 25] == b"Raw profile type ":
                 unusual = "its EXIF is text"
         if chunks > PLAIN_CHUNKS or texts > PLAIN_TEXTS or others > PLAIN_METADATA:

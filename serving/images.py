@@ -173,7 +173,8 @@ class Picture:
 
     def __init__(self, body: bytes, limits: Limits, sandbox: Sandbox | None = None) -> None:
         self.body, self.limits, self.sandbox = body, limits, sandbox
-        self._turn = threading.Lock()
+        # One for each kind of thread: those that decode here never wait for another process.
+        self._turns = {ordinary: threading.Lock() for ordinary in (True, False)}
         self._made: dict[Preprocess, Pixels] = {}
 
     def pixels(self, recipe: Preprocess) -> Pixels:
@@ -185,12 +186,12 @@ class Picture:
         """`pixels` at once if they are decoded in this process, else what waits for another one."""
         name, ordinary = check(self.body, recipe, self.limits)
         if ordinary:
-            return self._once(recipe, partial(decode_here, self.body, name, recipe, self.limits.pixels))
+            return self._once(recipe, True, partial(decode_here, self.body, name, recipe, self.limits.pixels))
         sandbox = self.sandbox or shared()
-        return Costly(partial(self._once, recipe, partial(sandbox.decode, self.body, name, recipe, self.limits)))
+        return Costly(partial(self._once, recipe, False, partial(sandbox.decode, self.body, name, recipe, self.limits)))
 
-    def _once(self, recipe: Preprocess, make: Callable[[], Pixels]) -> Pixels:
-        with self._turn:
+    def _once(self, recipe: Preprocess, ordinary: bool, make: Callable[[], Pixels]) -> Pixels:
+        with self._turns[ordinary]:
             if recipe not in self._made:
                 self._made[recipe] = make()
             return self._made[recipe]

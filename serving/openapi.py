@@ -23,6 +23,7 @@ from serving.errors import (
     RequestError,
     SlowRequest,
     TooLarge,
+    TooManyConnections,
     Unauthorized,
     UnknownModel,
     Unloadable,
@@ -116,14 +117,14 @@ IMAGES: Json = {"multipart/form-data": {"schema": record({"image": array(BYTES)}
 COMPARED: Json = {"multipart/form-data": {"schema": record({"image": BYTES}, top_k=TOP_K)}}
 TENSORS: Json = {"application/json": {"schema": ref("Inference")}, "application/octet-stream": {"schema": BYTES}}
 
-# What any request can meet: it is not HTTP or has what the path does not take, it is slow, its head is large, and a
-# defect of ours.
-ALWAYS: Errors = (BadRequest, SlowRequest, LargeHead, InferenceFailed)
+# What any request can meet: it is not HTTP or has what the path does not take, it is slow, its head is large, too many
+# are connected, and a defect of ours.
+ALWAYS: Errors = (BadRequest, SlowRequest, LargeHead, TooManyConnections, InferenceFailed)
 GUARDED: Errors = (Unauthorized, Closing)
 IMAGE: Errors = (TooLarge, UnsupportedImage)
 RUN: Errors = (UnknownModel, Overloaded, DeadlinePassed)
 # Those that say when to ask again.
-LATER: Errors = (Overloaded, Closing)
+LATER: Errors = (Overloaded, Closing, TooManyConnections)
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,8 @@ def described(route: Route, guarded: bool) -> Json:
         "parameters": parameters(route, operation),
         "responses": {str(operation.status): answer(operation), **refusals(route, errors)},
     }
+    if operation.answers == "text/html":
+        found["responses"]["304"] = {"description": "The browser's own is the newest", "headers": HEADERS}
     if operation.body:
         found["requestBody"] = {"required": True, "content": operation.body}
     if route.access == "admin" or (route.access == "user" and guarded):
@@ -226,7 +229,7 @@ def parameters(route: Route, operation: Operation) -> list[Json]:
 def answer(operation: Operation) -> Json:
     headers = {**HEADERS, **(LOCATION if operation.status >= 300 else {})}
     if "/" in operation.answers:
-        return {"description": "", "headers": headers, "content": {operation.answers: {"schema": TEXT}}}
+        return {"description": operation.summary, "headers": headers, "content": {operation.answers: {"schema": TEXT}}}
     content: Json = {"application/json": {"schema": ref(operation.answers)}}
     if operation.answers == "Inferred":
         content["application/octet-stream"] = {"schema": BYTES}
@@ -238,7 +241,8 @@ def refusals(route: Route, errors: Sequence[type[RequestError]]) -> Json:
     by_status: dict[int, list[type[RequestError]]] = defaultdict(list)
     for error in errors:
         by_status[error.status].append(error)
-    schema = ref("ProtocolError" if route.path.startswith("/v2/") else "Error")
+    # What is refused before its path is known has the form of all other errors.
+    schema = {"oneOf": [ref("ProtocolError"), ref("Error")]} if route.path.startswith("/v2/") else ref("Error")
     return {
         str(status): {
             "description": ", ".join(f"`{error.code}`" for error in kinds),

@@ -69,14 +69,18 @@ class Child:
         ours, theirs = socket.socketpair()
         kept = {name: value for name in KEPT if (value := os.environ.get(name)) is not None}
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(theirs.fileno()), str(ROOT)],
-                env=kept | SET,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # a Ctrl-C is for the server, which still answers what is under way
-            )
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-c", PROGRAM, str(theirs.fileno()), str(ROOT)],
+                    env=kept | SET,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,  # a Ctrl-C is for the server, which still answers what is under way
+                )
+            except OSError:
+                ours.close()
+                raise
         self.socket = ours
         self.socket.settimeout(START_SECONDS)
         try:
@@ -170,7 +174,11 @@ class Sandbox:
                 return child
         if child is not None:
             child.end()
-        child = Child()
+        try:
+            child = Child()
+        except OSError as error:  # no more processes, files or memory
+            log.warning("no process can be started to decode an image: %s", error.strerror)
+            raise Overloaded("no process can be started to decode this image; try again in 1 s", 1) from None
         with self._change:
             self._busy.add(child)
             if not self._closed:

@@ -166,7 +166,7 @@ class Settings:
             max_body=int(values["MAX_BODY_MB"] * 1e6),
             image=Limits(values["MAX_PIXELS"], values["IMAGE_CPU_MS"] / 1e3),
             timeout=values["TIMEOUT_MS"] / 1e3,
-            max_connections=values["MAX_CONNECTIONS"] or connections_allowed(),
+            max_connections=max_connections(values["MAX_CONNECTIONS"]),
             log=values["LOG"],
             token=values["TOKEN"],
             admin_token=values["ADMIN_TOKEN"],
@@ -175,6 +175,17 @@ class Settings:
 
 # Open files that are not connections: models, libraries, pipes, what the page serves.
 OTHER_FILES = 128
+
+
+def max_connections(wanted: int) -> int:
+    """So many, or for 0 as many as may be. Raises `Failure` for more than there are files for."""
+    allowed = connections_allowed()
+    if wanted > allowed:
+        raise Failure(
+            f"PODIUM_MAX_CONNECTIONS: {wanted:,} is more than the limit on open files leaves room for, {allowed:,}; "
+            "set less, or raise that limit (ulimit -n)"
+        )
+    return wanted or allowed
 
 
 def connections_allowed() -> int:

@@ -25,7 +25,7 @@ from serving import errors
 from serving.api import Api
 from serving.classify import Serving
 from serving.errors import BadRequest, RequestError
-from serving.forms import Form, multipart
+from serving.forms import Form, declared, multipart
 from serving.logs import JsonLines
 from serving.runtime import Artifact, Scores
 from serving.settings import SETTINGS, Settings
@@ -484,6 +484,29 @@ def test_a_form_gives_back_the_bytes_it_was_made_of(images: list[bytes]) -> None
     form = Form()
     multipart(b"".join(part("image", body) for body in images) + END, b"B", form, most_images=4)
     assert form.images == images
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b'Content-Disposition: form-data; name="image"; name="top_k"',
+        b'Content-Disposition: form-data; name="image"\r\nContent-Disposition: form-data; name="model"',
+        b'Content-Disposition: form-data; name="image"; filena: form-data; name="imag b',
+        b'Content-Disposition: form-data; name="image"' + 16 * b"\r\nX-%d: a",
+        b'Content-Disposition: form-data; name="image"\r\nContent-Type: image/png\r\ncontent-type: text/html',
+    ],
+)
+def test_a_part_that_can_be_read_in_two_ways_is_refused(head: bytes) -> None:
+    body = b"--B\r\n" + head + b"\r\n\r\nx\r\n--B--\r\n"
+    with pytest.raises(BadRequest, match="twice"):
+        multipart(body, b"B", Form(), most_images=4)
+
+
+def test_parameters_of_other_content_types_are_not_read() -> None:
+    assert declared(b"Image/JPEG; whatever") == ("image/jpeg", b"")
+    assert declared(b'multipart/form-data; charset=utf-8; boundary="B"') == ("multipart/form-data", b"B")
+    with pytest.raises(BadRequest, match="twice"):
+        declared(b"multipart/form-data; boundary=A; boundary=B")
 
 
 # Settings and their page

@@ -62,7 +62,7 @@ def well(job: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_run_writes_valid_records(tiny: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "results" / "out.json"
-    assert run(tiny.tag, path) == 0
+    assert run(tiny.tag, path, "--engine", "onnxruntime") == 0
     document = read(path)
     assert [item["batch"] for item in document["records"]] == [1, 2]
     for item in document["records"]:
@@ -256,7 +256,8 @@ def test_batches_are_positive_integers() -> None:
 def test_published_accuracy_of_untrained_weights_is_labelled(tiny: Artifact) -> None:
     def named(network: str, kind: str) -> Artifact:
         weights = {**tiny.manifest["weights"], "kind": kind}
-        return Artifact(tiny.folder, {**tiny.manifest, "network": network, "weights": weights}, "1")
+        named = {"network": f"my_{network}", "architecture": network}
+        return Artifact(tiny.folder, {**tiny.manifest, **named, "weights": weights}, "1")
 
     assert measure.accuracy(named("resnet50", "pretrained"))[2] == "published"
     top1, _, source = measure.accuracy(named("resnet50", "untrained"))

@@ -265,8 +265,8 @@ def test_a_row_is_what_the_service_answers_and_a_bad_image_is_one_row(
         await serving.start()
         try:
             later = asyncio.get_running_loop().time() + WITHIN_S
-            good = [i for i in range(39) if i not in errors]
-            return [(i, await serving.classify(Picture(bodies[i], 1_000_000), top_k=3, deadline=later)) for i in good]
+            pictures = {i: Picture(bodies[i], LIMITS["image"]) for i in range(39) if i not in errors}
+            return [(i, await serving.classify(one, top_k=3, deadline=later)) for i, one in pictures.items()]
         finally:
             await serving.stop()
 

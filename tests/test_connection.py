@@ -21,9 +21,11 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
+from models.console import Failure
 from serving.connection import Connection
 from serving.framing import MAX_HEAD
 from serving.runtime import Artifact
+from serving.settings import Settings
 from tests.test_service import PATIENCE as LONG
 from tests.test_service import Server, jpeg, serve, server  # noqa: F401, the fixture
 
@@ -325,6 +327,15 @@ def open_files(most: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(("files", "connections"), [(1024, 896), (200, 100)])
+def test_there_may_be_as_many_connections_as_there_are_files_for(files: int, connections: int) -> None:
+    with open_files(files):
+        assert Settings.read({}).max_connections == connections
+        assert Settings.read({"PODIUM_MAX_CONNECTIONS": "9"}).max_connections == 9
+        with pytest.raises(Failure, match=f"limit on open files leaves room for, {connections};"):
+            Settings.read({"PODIUM_MAX_CONNECTIONS": str(connections + 1)})
 
 
 def test_the_service_at_its_limit_of_files_says_so_once_and_serves_when_there_is_room(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import resource
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from benchmarks.campaigns.cases import png, zeros
 from benchmarks.campaigns.costly_images import (
     Costly,
     flat,
@@ -158,6 +160,7 @@ UNUSUAL = {
     "a run-length encoded BMP": run_lengths(32, 8),
     "a BMP of one bit": encoded(photograph().convert("1"), "BMP"),
     "an interlaced PNG": interlaced(16),
+    "a PNG with two heads": png(9, 9, [(b"IHDR", struct.pack(">IIBBBBB", 9, 9, 8, 0, 0, 0, 0)), (b"IDAT", zeros(90))]),
     "an animated PNG": encoded(photograph(), "PNG", save_all=True, append_images=[photograph().rotate(90)]),
     "an animated WebP": encoded(photograph(), "WEBP", save_all=True, append_images=[photograph().rotate(90)]),
     "a JPEG of 40 scans": rescanned(encoded(photograph(), "JPEG", progressive=True), 30),

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from export import parity
 from export.__main__ import main
@@ -21,6 +22,8 @@ from export.store import artifacts, save
 from export.to_onnx import Served
 from models.preprocess import Preprocess, default_labels
 from models.weights import load
+from serving.images import decode
+from serving.limits import Limits
 from serving.runtime import Artifact, ArtifactError, available, choose, find, open
 from tests.conftest import ROOT, SHARED, export, save_tiny, tiny_onnx
 
@@ -232,6 +235,17 @@ def test_inputs_hold_photographs_noise_and_extremes(tmp_path: Path) -> None:
         parity.inputs(Preprocess(), parity.photographs(tmp_path))
     with pytest.raises(parity.Failure, match="holds no photographs"):
         parity.photographs(tmp_path / "nowhere")
+
+
+def test_a_photograph_is_judged_on_the_pixels_that_the_service_makes_of_it(tmp_path: Path) -> None:
+    ramp = np.add.outer(np.arange(300), 2 * np.arange(400)).astype(np.uint8)
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.fromarray(ramp).save(tmp_path / "a.png", exif=turned)
+    judged = parity.read(tmp_path / "a.png", Preprocess())
+    assert np.array_equal(judged, decode((tmp_path / "a.png").read_bytes(), Preprocess(), Limits(1_000_000)))
+    Image.fromarray(ramp).transpose(Image.Transpose.ROTATE_270).save(tmp_path / "b.png")
+    assert np.array_equal(judged, parity.read(tmp_path / "b.png", Preprocess()))
 
 
 # --- trust ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -129,6 +130,25 @@ def test_whatever_befalls_a_child_is_an_error_of_its_image(
     assert not one._idle and not one._busy
     monkeypatch.setattr(sandbox, "PROGRAM", good)
     assert ask(one, encoded(photograph())).shape == (32, 32, 3)
+
+
+def test_where_no_process_can_be_started_an_image_is_to_come_back(
+    one: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", full)
+        with pytest.raises(Overloaded, match="no process can be started"):
+            ask(one, encoded(photograph()))
+    assert ask(one, encoded(photograph())).shape == (32, 32, 3)
+
+
+def test_a_limit_on_the_servers_own_memory_holds_for_its_children() -> None:
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\n{STARTS.format('one.close()')}"
+    done = subprocess.run([sys.executable, "-c", limited], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_closing_ends_a_child_at_its_work(one: Sandbox) -> None:

@@ -398,7 +398,7 @@ def test_a_worker_that_had_served_is_started_again(tmp_path: Path) -> None:
         worker.kill()
         worker.wait(PATIENCE)
 
-    with serve(tmp_path / "log", PODIUM_MODELS=artifact.tag) as server:
+    with serve(tmp_path / "log", PODIUM_MODELS=artifact.tag, PODIUM_ENGINE="onnxruntime") as server:
         kill(server)
         server.until_ready(200)
         assert server.classify(jpeg())[0] == 200

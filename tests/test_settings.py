@@ -7,6 +7,7 @@ import re
 import pytest
 
 from models.console import Failure
+from serving.__main__ import main
 from serving.settings import SETTINGS, Settings, unknown
 from tests.conftest import ROOT
 
@@ -54,3 +55,12 @@ def test_a_token_that_no_header_can_carry_is_refused(value: str) -> None:
         with pytest.raises(Failure, match=f"^{name}: its value must be printable") as failure:
             Settings.read({name: value})
         assert "word" not in str(failure.value)
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince211")  # BentoML 1.4.40 at its import
+def test_bulk_names_a_misspelt_setting_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PODIUM_ENGIN", "openvino")
+    assert main(["bulk", "photographs", "--model", "nothing", "--out", "answers"]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert "'PODIUM_ENGIN' is no setting and changes nothing; did you mean PODIUM_ENGINE?" in first
+    assert "no exported model is called 'nothing'" in second

@@ -15,18 +15,19 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from benchmarks import measure
-from benchmarks.__main__ import chosen
+from benchmarks.engine import cells as measure
+from benchmarks.engine.commands import chosen
 from export import store
 from export.images import Images
 from export.triton import write_repository
 from models import SPECS
+from models.console import Failure
 from models.weights import Network, load
 from serving.artifact import Artifact, ArtifactError, defaults, find
 from serving.classify import Serving
 from serving.settings import Settings
 from serving.settings import artifacts as served
-from tests.conftest import ROOT, export, save_tiny
+from tests.conftest import ROOT, export, save_tiny, tiny_onnx
 
 DIGITS = ROOT / "examples" / "digits"
 QUICK = ("--engine", "onnxruntime")  # where it is not the engines that a test is about
@@ -115,6 +116,33 @@ def test_the_examples_are_known_by_their_contents_too(lenet5: Network, monkeypat
     before = images(lenet5, ("fp32",)).fingerprint()
     monkeypatch.setattr("export.parity.examples", lambda recipe: sorted(DIGITS.glob("*.png"))[1:])
     assert images(lenet5, ("fp32",)).fingerprint() != before
+
+
+def test_whatever_is_asked_for_is_in_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marks = []
+
+    def stop(name: str, mark: str, kind: str) -> None:
+        marks.append(mark)
+        raise Failure("enough")
+
+    monkeypatch.setattr(store, "unchanged", stop)
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    for path, synset in ((first, "n1"), (second, "n2")):
+        path.write_text(json.dumps([{"label": str(i), "synset": f"{synset}{i}"} for i in range(10)]))
+    graph = ("--onnx", tiny_onnx(tmp_path / "tiny.onnx"))
+    for argv in (
+        ("lenet5",), ("lenet5", "--weights", "untrained"), ("lenet5", "--max-batch", "8"),
+        ("lenet5", "--name", "other"),
+        ("lenet5", "--precision", "fp16"), ("lenet5", "--engine", "openvino"), ("lenet5", "--as-traced"),
+        ("lenet5", "--as-traced", "--name", "lenet5"), ("lenet5", "--labels", first), ("lenet5", "--labels", second),
+        ("lenet5", "--images", by_class(tmp_path / "digits")), ("lenet5", "--tune"),
+        graph, (*graph, "--resize", "36"), (*graph, "--interpolation", "bicubic"),
+    ):  # fmt: skip
+        assert export(*argv) == 1
+    assert capsys.readouterr().err.count("enough") == len(marks) == len(set(marks))
+    assert export("lenet5") == 1 and marks[-1] == marks[0]
 
 
 def test_a_changed_module_of_ones_own_is_exported_again(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def served() -> Serving:
     serving._idle, serving._swap = asyncio.Event(), asyncio.Lock()
     serving._model = model  # type: ignore[method-assign]
     serving._load = lambda _: (Engine(), 8)  # type: ignore[method-assign,assign,return-value]
+    serving.picture = lambda _: SimpleNamespace(pixels=len, prepare=len)  # type: ignore[method-assign,assign]
     serving.metrics.add("net")
     serving.ready = True
     return serving
@@ -269,11 +270,11 @@ def test_two_swaps_at_any_turns_of_a_request(name: str) -> None:
     asyncio.run(test())
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_many_requests_amid_many_swaps(seed: int) -> None:
     async def test() -> None:
         api, dice = Api(behind, served()), random.Random(seed)
-        for _ in range(60):
+        for _ in range(50):
             names = [(dice.randrange(30), dice.choice(list(REQUESTS))) for _ in range(8)]
             actions = [(dice.randrange(8), dice.choice([SWAP, BACK, UNLOAD])) for _ in range(6)]
             for (_turns, name), (status, answer) in zip(names, await play(api, names, actions), strict=True):

@@ -16,6 +16,7 @@ from typing import Any
 import uvloop
 
 from benchmarks.campaigns.checks import Campaign, Check
+from benchmarks.campaigns.connections import connections
 from benchmarks.campaigns.costly import costly
 from benchmarks.campaigns.hangups import hangups
 from benchmarks.campaigns.hostile import hostile
@@ -30,13 +31,14 @@ from models.console import Failure
 
 CAMPAIGNS: dict[str, Callable[[Wish], Coroutine[Any, Any, Campaign]]] = {
     "hostile": hostile,
-    "costly": costly,
     "overload": overload,
     "terminated": terminated,
     "killed": killed,
     "soak": soak,
     "swaps": swaps,
     "hangups": hangups,
+    "connections": connections,
+    "costly": costly,
     "misfits": misfits,
 }
 

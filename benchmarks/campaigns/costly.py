@@ -106,7 +106,9 @@ async def all_at_once(wish: Wish, server: Server, corpus: Sequence[bytes]) -> tu
 
     async def client(number: int) -> list[Reply]:
         begin = number * len(corpus) // AT_ONCE
-        order = [*corpus[begin:], *corpus[:begin]] * (1 if wish.brief else ROUNDS)
+        order = [*corpus[begin:], *corpus[:begin]] * ROUNDS
+        if wish.brief:
+            order = order[: len(corpus) // AT_ONCE]
         return [await once(server.port, request, 2 * TIMEOUT_S) for request in order]
 
     async def good() -> None:

@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzers of what reads a client's bytes: README.md says how to run them."""
