@@ -132,7 +132,7 @@ class Connection(Framing, asyncio.Protocol):
         connections = self.server_state.connections
         connections.add(self)
         self._enter(FRESH, self.timeout)
-        if len(connections) > self.most:
+        if len(connections) > self.most and not self._make_room():
             self._turn_away(len(connections))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002, asyncio names it
@@ -383,6 +383,13 @@ class Connection(Framing, asyncio.Protocol):
 
     def _hung_up(self) -> bool:
         return hung_up(self.transport.get_extra_info("socket").fileno())
+
+    def _make_room(self) -> bool:
+        """Close the connection that has waited longest for its next request; whether there was one."""
+        idle = [connection for connection in self.server_state.connections if connection.state == IDLE]
+        if idle:
+            min(idle, key=lambda connection: connection.deadline)._close_now()
+        return bool(idle)
 
     def _turn_away(self, connections: int) -> None:
         now = self.loop.time()

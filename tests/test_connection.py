@@ -318,6 +318,33 @@ def test_more_connections_than_there_may_be_are_answered_and_told_of_once(caplog
     ]
 
 
+def test_a_connection_between_two_requests_makes_room_for_a_new_one() -> None:
+    class Few(Hasty):
+        most = 3
+
+    async def crowd() -> tuple[int, list[bytes]]:
+        config = uvicorn.Config(echo, log_config=None, lifespan="off")
+        config.load()
+        state, loop = ServerState(), asyncio.get_running_loop()
+        listening = await loop.create_server(lambda: Few(config, state, {}), "127.0.0.1", 0)
+        many, answers = [], list[bytes]()
+        for _ in range(5):  # two more than there may be, and each is kept
+            reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+            writer.write(GET)
+            answers.append(await asyncio.wait_for(reader.readuntil(b"\r\n"), PATIENCE))
+            many.append((reader, writer))
+        for reader, _ in many[:2]:
+            await asyncio.wait_for(reader.read(), PATIENCE)  # to its end
+        kept = len(state.connections)
+        for _, writer in many:
+            writer.close()
+            await writer.wait_closed()
+        listening.close()
+        return kept, answers
+
+    assert asyncio.run(crowd()) == (3, [b"HTTP/1.1 200 OK\r\n"] * 5)
+
+
 @contextmanager
 def open_files(most: int) -> Iterator[None]:
     """A limit on open files, for the processes that are started under it."""
