@@ -120,10 +120,14 @@ OUTSIDE = {
     "models/train_lenet.py": "trained the LeNet-5 that is shipped, whose sha256 is in the manifest",
 }
 
+# Of the other rooms: what makes the pixels that INT8 is calibrated on and that every file is judged by.
+PIXELS = ("serving/images.py",)
+
 
 def code(root: Path = Path(__file__).parents[1]) -> dict[str, str]:
     """The sha256 of every file that decides what an export gives, by its path below `root`."""
     files = [path for room in ("export", "models") for path in root.glob(f"{room}/*.py")]
+    files += [root / name for name in PIXELS]
     by_name = {path.relative_to(root).as_posix(): path for path in files}
     return {name: sha256(path) for name, path in by_name.items() if name not in OUTSIDE}
 

@@ -131,7 +131,7 @@ class Workers:
             now = perf_counter()
             for batcher in sorted(self.batchers, key=lambda b: b.ran):
                 if batcher.due(now) and (batch := batcher.take()):
-                    batcher.ran, self._engine_free = next(self.turns), False
+                    batcher.ran, batcher.running, self._engine_free = next(self.turns), True, False
                     self._engine_since = self._clock()
                     return partial(self._run, batcher, batch)
         for batcher in sorted(self.batchers, key=lambda b: b.prepared):
@@ -157,8 +157,9 @@ class Workers:
             batcher.answer(batch)
         finally:
             with self.change:
-                self._engine_free, self._engine_since = True, None
+                batcher.running, self._engine_free, self._engine_since = False, True, None
                 self.costly_change.notify_all()
+            batcher.ran_once()
 
     def _pause(self) -> float | None:
         """Seconds until a batch that waits for company is due without; None where there is none."""
@@ -191,7 +192,7 @@ class Batcher:
         self.max_batch, self.max_queue, self.max_delay = max_batch, max_queue, max_delay
         self.on_depth, self.on_batch = on_depth, on_batch
         self.accepted = 0
-        self.closing = False
+        self.closing = self.running = False
         # At which turn this model last had the engine, a decoder, and one of the costly.
         self.ran = self.prepared = self.prepared_costly = 0
         self._loop = asyncio.get_running_loop()
@@ -250,11 +251,14 @@ class Batcher:
             timer.cancel()
 
     async def close(self) -> None:
-        """Take nothing more, and return once what was accepted is answered."""
+        """Take nothing more, and return once what was accepted is answered and no engine call is under way.
+
+        A call outlasts its requests if they meet their deadline first; who closes the engine then must wait for it.
+        """
         with self.workers.change:
             self.closing = True
             self.workers.change.notify_all()
-        while self.accepted:
+        while self.accepted or self.running:
             self._answered.clear()
             await self._answered.wait()
         with self.workers.change:
@@ -362,6 +366,11 @@ class Batcher:
                 self.workers.costly_change.notify()
         if full:
             self._send({item: Overloaded(f"{waiting} images that are costly to decode are waiting already", 1)})
+
+    def ran_once(self) -> None:
+        """An engine call has come to its end, and `close` may have waited for it."""
+        with suppress(RuntimeError):  # as in `_send`
+            self._loop.call_soon_threadsafe(self._answered.set)
 
     def answer(self, batch: list[Waiting]) -> None:
         """Run the engine on a batch and give every image its own; a batch that fails leaves nobody waiting."""

@@ -497,3 +497,24 @@ def test_workers_that_do_not_come_back_hold_up_no_end() -> None:
         assert await asyncio.to_thread(workers.close)
 
     run(test)
+
+
+def test_close_waits_for_an_engine_call_that_outlasts_its_requests() -> None:
+    async def test() -> None:
+        gate, workers = Gate(closed=True), Workers(2)
+        async with batcher(gate, workers) as queue:
+            late = asyncio.create_task(ask(queue, 1, seconds=0.05))
+            await gate.busy()
+            with pytest.raises(DeadlinePassed):
+                await late
+            assert queue.accepted == 0
+            closing = asyncio.create_task(queue.close())
+            for _ in range(100):  # whatever the loop has to do, it does
+                await asyncio.sleep(0)
+            assert not closing.done(), "the engine would be closed under the call"
+            gate.passage.set()
+            await closing
+            assert not queue.running
+        await asyncio.to_thread(workers.close)
+
+    run(test)
