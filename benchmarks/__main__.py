@@ -599,16 +599,16 @@ def replicas(options: argparse.Namespace) -> int:
 
 
 def stand(options: argparse.Namespace) -> int:
-    from benchmarks import standing
+    from benchmarks.campaigns import checks
 
     if options.into and "<!-- standing -->" not in (options.into.read_text("utf-8") if options.into.is_file() else ""):
         raise Usage(f"{options.into} is no page with `<!-- standing -->` in it; --into renews the table after that")
-    document = standing.read(Path(options.tag)) if options.tag.endswith(".json") else stood(options)
-    print(standing.summary(document))
+    document = checks.read(Path(options.tag)) if options.tag.endswith(".json") else stood(options)
+    print(checks.summary(document))
     if options.into:
         from benchmarks import scale as scales
 
-        made = {"standing": standing.markdown(document)}
+        made = {"standing": checks.markdown(document)}
         options.into.write_text(scales.insert(options.into.read_text("utf-8"), made), "utf-8")
         print(options.into)
     if failed := [campaign["name"] for campaign in document["campaigns"] if not campaign["passed"]]:
@@ -618,14 +618,16 @@ def stand(options: argparse.Namespace) -> int:
 
 def stood(options: argparse.Namespace) -> dict[str, Any]:
     """What the campaigns that were asked for came to, written after each."""
-    from benchmarks import environment, standing
+    from benchmarks import environment
     from benchmarks import load as loads
+    from benchmarks.campaigns import all as campaigns
+    from benchmarks.campaigns import checks
     from serving.runtime import choose, find
 
-    names = options.only or list(standing.CAMPAIGNS)
+    names = options.only or list(campaigns.CAMPAIGNS)
     for name in names:
-        if name not in standing.CAMPAIGNS:
-            raise Usage(f"no campaign is called {name!r}; there are {', '.join(standing.CAMPAIGNS)}")
+        if name not in campaigns.CAMPAIGNS:
+            raise Usage(f"no campaign is called {name!r}; there are {', '.join(campaigns.CAMPAIGNS)}")
     artifact = find(options.tag)
     choice = choose(artifact, options.engine, options.precision)
     bodies = loads.photographs(options.images) if options.images else [loads.synthetic_photograph()]
@@ -641,20 +643,20 @@ def stood(options: argparse.Namespace) -> dict[str, Any]:
     }
     done: dict[str, Any] = {}
     if options.only and options.out and options.out.exists():
-        before = standing.read(options.out)
+        before = checks.read(options.out)
         same = all(before.get(name) == document[name] for name in ("network", "version", "engine", "precision"))
         if not same or environment.differences(before["environment"], here):
             raise Usage(f"{options.out} is of another network or machine; give another --out")
         done = {campaign["name"]: campaign for campaign in before["campaigns"]}
     with console.Bar("standing", len(names)) as bar:
-        for found in standing.run(
+        for found in campaigns.run(
             names, artifact.tag, choice.engine, choice.precision, bodies, options.brief, bar.describe
         ):
             done[found.name] = found.document()
-            document["campaigns"] = [done[name] for name in standing.CAMPAIGNS if name in done]
+            document["campaigns"] = [done[name] for name in campaigns.CAMPAIGNS if name in done]
             if options.out:
                 keep(options.out, document)
-            print(standing.line(done[found.name]), flush=True)
+            print(checks.line(done[found.name]), flush=True)
             bar.advance()
     if options.out:
         print(options.out)

@@ -33,8 +33,8 @@ RESAMPLING = {
 class Preprocess:
     """The recipe of one checkpoint: short side to `resize`, centre crop of `crop`, then `(x/255 - mean) / std`.
 
-    `mode` is Pillow's: "RGB" gives three channels, "L" one. `mean` and `std` are in units of full scale, one value per
-    channel, as torchvision writes them.
+    `geometry` says how sides are rounded. `mode` is Pillow's: "RGB" gives three channels, "L" one. `mean` and `std` are
+    in units of full scale, one value per channel, as torchvision writes them.
     """
 
     resize: int = 256
@@ -80,17 +80,31 @@ def flatten(image: Image.Image, mode: str) -> Image.Image:
 
 
 def pixels(image: Image.Image, recipe: Preprocess) -> Pixels:
-    """`image` as uint8 [crop, crop, channels].
+    """`image` as uint8 [crop, crop, channels]: bit for bit what torchvision's `Resize` and `CenterCrop` make of it.
 
-    The short side becomes `resize` and the longer one follows, rounded; the crop's corner is rounded down. The filter
-    is Pillow's, which averages over the source pixels it shrinks (antialiased), as torchvision's does on PIL images.
+    The filter is Pillow's, which averages over the source pixels it shrinks (antialiased), as torchvision's does on PIL
+    images.
     """
     image = flatten(image, recipe.mode)
-    short = min(image.size)
-    x, y = windows(image.size, [round(recipe.resize * length / short) for length in image.size], recipe.crop)
+    resized, corner = geometry(image.size, recipe)
+    x, y = windows(image.size, resized, corner, recipe.crop)
     image = image.resize((x.size, y.size), RESAMPLING[recipe.interpolation], (x.begin, y.begin, x.end, y.end))
     image = image.crop((x.left, y.left, x.left + recipe.crop, y.left + recipe.crop))
     return np.asarray(image, dtype=np.uint8).reshape(recipe.shape)
+
+
+Sides = tuple[int, int]  # (width, height), or (left, top)
+
+
+def geometry(size: Sides, recipe: Preprocess) -> tuple[Sides, Sides]:
+    """The size that an image of `size` is scaled to, and the left upper corner of the crop in that.
+
+    The short side becomes `resize`; the long side is truncated, and the corner is rounded half to even. Source:
+    torchvision's `_compute_resized_output_size` and `center_crop` (transforms/functional.py).
+    """
+    short = min(size)
+    width, height = (int(recipe.resize * side / short) for side in size)
+    return (width, height), (round((width - recipe.crop) / 2), round((height - recipe.crop) / 2))
 
 
 class Window(NamedTuple):
@@ -102,21 +116,19 @@ class Window(NamedTuple):
     left: int
 
 
-def windows(source: Sequence[int], target: Sequence[int], crop: int) -> list[Window]:
-    """How to resize an image of `source` (width, height) to `target` for its centre `crop`, without the rest where that
-    changes no bit of it.
+def windows(source: Sides, target: Sides, corner: Sides, crop: int) -> list[Window]:
+    """How to resize an image of `source` to `target` for its `crop` at `corner`, without the rest if no bit changes.
 
     Pillow takes the box of a resize in float32. Where its sides and its length are exact in that, so are the positions
     that pixels are weighed by, and each comes out as from the whole axis. That holds for a short side of 256 (not for
     the long one, and hardly for other sizes), and there saves an eighth of the work.
     """
     whole, needed = [], []
-    for length, size in zip(source, target, strict=True):
-        corner = (size - crop) // 2
-        begin, end = corner * length / size, (corner + crop) * length / size
-        sides = ((begin, corner), (end, corner + crop), (end - begin, crop))
+    for length, size, first in zip(source, target, corner, strict=True):
+        begin, end = first * length / size, (first + crop) * length / size
+        sides = ((begin, first), (end, first + crop), (end - begin, crop))
         exact = all(float(np.float32(side)) == side and side * size == count * length for side, count in sides)
-        whole.append(Window(0, length, size, corner))
+        whole.append(Window(0, length, size, first))
         needed.append(Window(begin, end, crop, 0) if exact else whole[-1])
     return needed if height_first(source, needed) == height_first(source, whole) else whole
 

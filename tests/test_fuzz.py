@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from benchmarks import hostile
+from benchmarks.campaigns import cases as hostile
 from serving.api import Api
 from serving.classify import Serving
 from serving.runtime import Artifact

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 
@@ -12,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.preprocess import RESAMPLING, Preprocess, pixels, windows
+from models.preprocess import RESAMPLING, Preprocess, geometry, pixels, windows
 from serving.errors import DamagedImage, RequestError, TooLarge, UnsupportedImage
 from serving.images import ORIENTATION, UPRIGHT, check_content_type, decode, image_format
+from tests.conftest import SHARED
 
 # As `serving.images` sets it for a running server; pytest sets its own.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -53,12 +55,35 @@ def test_lossless_formats_give_the_reference_pixels(name: str) -> None:
     assert np.array_equal(decode(encoded(photograph(), name), RECIPE, MAX_PIXELS), pixels(photograph(), RECIPE))
 
 
+# torchvision's own numbers, a few of the 360 in ../shared: width, height, resize, crop; then the resized width and
+# height, and the crop's left and top. The long side is truncated (36 x 593: 3870.97), the corner rounded half to even
+# (86 x 600: 95.5; 170 x 298: 110.5).
+GEOMETRY = (
+    (33, 609, 333, 299, 333, 6145, 17, 2923),
+    (36, 593, 235, 224, 235, 3870, 6, 1823),
+    (86, 600, 32, 32, 32, 223, 0, 96),
+    (170, 298, 256, 227, 256, 448, 14, 110),
+    (500, 375, 256, 224, 341, 256, 58, 16),
+)
+
+
+def of_torchvision() -> list[tuple[int, ...]]:
+    path = SHARED / "reference" / "torchvision_geometry.json"
+    return [tuple(row) for row in json.loads(path.read_text("utf-8"))["rows"]] if path.exists() else list(GEOMETRY)
+
+
+def test_the_geometry_is_torchvisions() -> None:
+    rows = of_torchvision()
+    assert set(GEOMETRY[:4]) <= set(rows)
+    for width, height, resize, crop, *expected in (*rows, *GEOMETRY):
+        resized, corner = geometry((width, height), Preprocess(resize, crop))
+        assert [*resized, *corner] == expected, (width, height, resize, crop)
+
+
 def whole(image: Image.Image, recipe: Preprocess) -> np.ndarray:
-    """The recipe as torchvision does it: all of the picture scaled, then cropped."""
-    short = min(image.size)
-    size = tuple(round(recipe.resize * side / short) for side in image.size)
-    left, top = ((side - recipe.crop) // 2 for side in size)
-    scaled = image.resize(size, RESAMPLING[recipe.interpolation])
+    """The recipe as torchvision does it on the image: all of it scaled, then cropped."""
+    resized, (left, top) = geometry(image.size, recipe)
+    scaled = image.resize(resized, RESAMPLING[recipe.interpolation])
     return np.asarray(scaled.crop((left, top, left + recipe.crop, top + recipe.crop)))
 
 
@@ -73,9 +98,31 @@ def test_scaling_no_more_than_the_crop_changes_no_bit(size: tuple[int, int], int
         np.testing.assert_array_equal(pixels(Image.fromarray(noise), recipe), whole(Image.fromarray(noise), recipe))
 
 
+def test_no_size_changes_a_bit() -> None:
+    """Sizes at random, and the published recipes; `whole` has torchvision's geometry, which the test above holds."""
+    random = np.random.default_rng(1)
+    noise = Image.fromarray(random.integers(0, 256, (700, 700, 3), dtype=np.uint8))
+    for number in range(120):
+        width, height = (int(side) for side in random.integers(30, 700, 2))
+        image = noise.crop((0, 0, width, height))
+        resize, crop = ((256, 224), (232, 224), (235, 224), (342, 299), (256, 227), (28, 28))[number % 6]
+        recipe = Preprocess(resize, crop, list(RESAMPLING)[number % 3])
+        assert np.array_equal(pixels(image, recipe), whole(image, recipe)), (width, height, recipe)
+
+
 def test_a_photographs_short_side_is_not_scaled_whole() -> None:
-    across, down = windows((500, 375), (341, 256), 224)
+    resized, corner = geometry((500, 375), Preprocess())
+    across, down = windows((500, 375), resized, corner, 224)
     assert down == (16 * 375 / 256, 240 * 375 / 256, 224, 0) and across == (0, 500, 341, 58)
+
+
+def test_a_photograph_sent_has_the_pixels_of_the_same_photograph_opened() -> None:
+    folder = SHARED / "images"
+    if not folder.is_dir():
+        pytest.skip(f"no photographs at {SHARED}")
+    for path in sorted(folder.glob("*.JPEG")):
+        sent = decode(path.read_bytes(), Preprocess(), 50_000_000)
+        assert np.array_equal(sent, whole(Image.open(path).convert("RGB"), Preprocess())), path.name
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

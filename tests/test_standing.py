@@ -12,9 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import hostile, standing
 from benchmarks.__main__ import main
-from benchmarks.standing import Campaign, Check, Flood
+from benchmarks.campaigns import all as campaigns
+from benchmarks.campaigns import cases, checks, copies, hostile, overload, target
+from benchmarks.campaigns.checks import Campaign, Check
+from benchmarks.campaigns.overload import Flood
+from benchmarks.load import Body
+from benchmarks.measure import ROOT
+from benchmarks.peers.compare import free_port
 from benchmarks.wire import Pool, Reply, Wire, get, metric, once, post
 from models.console import Usage
 from serving.runtime import Artifact
@@ -23,37 +28,37 @@ from serving.runtime import Artifact
 
 
 @pytest.fixture(scope="module")
-def made() -> list[hostile.Case]:
-    return list(hostile.cases(seed=0))
+def made() -> list[cases.Case]:
+    return list(cases.cases(seed=0))
 
 
-def test_the_hostile_requests_are_thousands_and_the_same_for_a_seed(made: list[hostile.Case]) -> None:
-    assert all(one == again for one, again in zip(made, hostile.cases(seed=0), strict=True))
-    assert any(one != other for one, other in zip(made, hostile.cases(seed=1), strict=False))
-    assert len(made) >= standing.AT_LEAST
+def test_the_hostile_requests_are_thousands_and_the_same_for_a_seed(made: list[cases.Case]) -> None:
+    assert all(one == again for one, again in zip(made, cases.cases(seed=0), strict=True))
+    assert any(one != other for one, other in zip(made, cases.cases(seed=1), strict=False))
+    assert len(made) >= hostile.AT_LEAST
     names = Counter((case.family, case.name) for case in made)
     assert max(names.values()) == 1, "a failure is found again by its name"
 
 
-def test_every_format_is_cut_at_every_tenth_byte_and_flipped(made: list[hostile.Case]) -> None:
-    for name in hostile.FORMATS:
+def test_every_format_is_cut_at_every_tenth_byte_and_flipped(made: list[cases.Case]) -> None:
+    for name in cases.FORMATS:
         ends = [int(c.name.split()[-2]) for c in made if c.family == "truncated" and c.name.startswith(f"{name} cut")]
         assert ends == list(range(0, ends[-1] + 1, 10)) and ends[-1] > 500
         flips = [c for c in made if c.family == "flipped bits" and c.name.rpartition(" ")[0] == name]
-        assert len({c.request for c in flips}) > 0.9 * hostile.FLIPS
+        assert len({c.request for c in flips}) > 0.9 * cases.FLIPS
 
 
-def test_a_bomb_is_small_on_the_wire(made: list[hostile.Case]) -> None:
+def test_a_bomb_is_small_on_the_wire(made: list[cases.Case]) -> None:
     sizes = {c.name: len(c.request) for c in made if c.family == "bomb"}
     assert len(sizes) > 30 and max(sizes.values()) < 500_000
 
 
 @pytest.mark.parametrize(
     ("may", "allowed"),
-    [(hostile.BAD, [400, 404, 415, 422]), (hostile.EITHER, [200, 422]), (hostile.PARSER, [0, 400, 431])],
+    [(cases.BAD, [400, 404, 415, 422]), (cases.EITHER, [200, 422]), (cases.PARSER, [0, 400, 431])],
 )
 def test_what_may_be_answered(may: str, allowed: list[int]) -> None:
-    case = hostile.Case("a", "b", b"", may)
+    case = cases.Case("a", "b", b"", may)
     assert all(map(case.allows, allowed))
     assert not any(case.allows(status) for status in (0, 200, 299, 301, 500, 503) if status not in allowed)
 
@@ -114,7 +119,7 @@ def test_an_answer_is_read_to_its_end_or_is_none(pieces: list[bytes], status: in
 
 
 def test_nobody_there_is_no_answer() -> None:
-    assert asyncio.run(once(standing.free_port(), get("/"))).status == 0
+    assert asyncio.run(once(free_port(), get("/"))).status == 0
 
 
 def test_no_answer_in_time_is_none() -> None:
@@ -149,8 +154,8 @@ def test_a_pool_keeps_its_connections_and_counts_those_in_use() -> None:
 def test_a_reply_knows_its_headers_and_its_json() -> None:
     reply = Reply(429, b"HTTP/1.1 429 x\r\nRetry-After: 3\r\ncontent-type: a", b'{"predictions": [{"class_id": 7}]}')
     assert (reply.header(b"retry-after"), reply.header(b"server")) == (b"3", None)
-    assert standing.likeliest(reply) == 7
-    assert standing.likeliest(reply._replace(body=b"[]")) == standing.likeliest(Reply()) == -1
+    assert target.likeliest(reply) == 7
+    assert target.likeliest(reply._replace(body=b"[]")) == target.likeliest(Reply()) == -1
 
 
 def test_what_is_sent_by_hand_is_http() -> None:
@@ -182,7 +187,7 @@ def test_a_connection_can_be_hung_up() -> None:
 def test_a_check_holds_within_its_bound_and_never_without_a_figure() -> None:
     assert Check("a", 2, "<=", 2).holds and Check("a", 2, ">=", 2).holds and Check("a", True, "=", True).holds
     assert not Check("a", 3, "<=", 2).holds and not Check("a", 1, ">=", 2).holds and not Check("a", 0, "=", 1).holds
-    assert not any(Check("a", None, sign, 0).holds for sign in standing.SIGNS)
+    assert not any(Check("a", None, sign, 0).holds for sign in checks.SIGNS)
     assert not Campaign("nothing was looked at", []).passed
 
 
@@ -201,16 +206,16 @@ def test_hostile_requests_are_held_to_what_they_may_get() -> None:
         if b"/drop" not in sent:
             writer.write(b"HTTP/1.1 " + status + b" x\r\nContent-Length: 0\r\n\r\n")
 
-    def case(target: str, may: str = hostile.BAD) -> hostile.Case:
-        return hostile.Case("f", f"{target} {may}", hostile.request(target=target), may)
+    def case(target: str, may: str = cases.BAD) -> cases.Case:
+        return cases.Case("f", f"{target} {may}", cases.request(target=target), may)
 
-    sent = [case("/bad"), case("/crash"), case("/fine"), case("/fine", hostile.EITHER), case("/drop")]
-    sent += [case("/drop", hostile.PARSER), case("/crash", hostile.PARSER)]
+    sent = [case("/bad"), case("/crash"), case("/fine"), case("/fine", cases.EITHER), case("/drop")]
+    sent += [case("/drop", cases.PARSER), case("/crash", cases.PARSER)]
 
     async def ask(port: int) -> object:
-        server = standing.Server.__new__(standing.Server)
+        server = target.Server.__new__(target.Server)
         server.port, server.pool = port, Pool(port)
-        found = await standing.send_cases(wish(), server, iter(sent * 10))
+        found = await hostile.send_cases(wish(), server, iter(sent * 10))
         server.pool.close()
         return found
 
@@ -223,9 +228,9 @@ def test_hostile_requests_are_held_to_what_they_may_get() -> None:
     assert len(asked) == 70 and len(good) == 1
 
 
-def wish(folder: Path = Path()) -> standing.Wish:
-    bodies = [standing.Body(bytes(size), "image/jpeg") for size in (300, 100, 200)]
-    return standing.Wish("tiny", "auto", "auto", bodies, True, folder)
+def wish(folder: Path = Path()) -> target.Wish:
+    bodies = [Body(bytes(size), "image/jpeg") for size in (300, 100, 200)]
+    return target.Wish("tiny", "auto", "auto", bodies, True, folder)
 
 
 def test_the_photographs_are_told_by_size() -> None:
@@ -282,11 +287,11 @@ def test_an_overload_fails_for_what_went_wrong() -> None:
 
 def test_the_capacity_is_back_when_it_stays() -> None:
     steady = [0.005 + i / 100 for i in range(200)]
-    assert standing.back_after(steady, 100.0) == 0
+    assert overload.back_after(steady, 100.0) == 0
     # Nothing for half a second but one burst.
     burst = [0.2] * 12 + [t for t in steady if t > 0.5]
-    assert standing.back_after(burst, 100.0) == pytest.approx(0.4, abs=0.11)
-    assert standing.back_after(steady, 150.0) is None and standing.back_after([], 100.0) is None
+    assert overload.back_after(burst, 100.0) == pytest.approx(0.4, abs=0.11)
+    assert overload.back_after(steady, 150.0) is None and overload.back_after([], 100.0) is None
 
 
 def test_files_of_a_copy_are_its_own_once_rewritten(tmp_path: Path) -> None:
@@ -294,10 +299,10 @@ def test_files_of_a_copy_are_its_own_once_rewritten(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "model.yaml").write_text("name: a\nversion: one\n")
     (folder / "fp32.onnx").write_bytes(b"graph")
-    made = standing.copied(folder, tmp_path / "store", "a", "two")
+    made = copies.copied(folder, tmp_path / "store", "a", "two")
     assert (made / "model.yaml").read_text() == "name: a\nversion: two\n"
     assert (made.parent / "latest").read_text() == "two"
-    standing.rewrite(made / "fp32.onnx", b"garbage")
+    copies.rewrite(made / "fp32.onnx", b"garbage")
     assert (folder / "fp32.onnx").read_bytes() == b"graph" and "one" in (folder / "model.yaml").read_text()
 
 
@@ -311,7 +316,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, holds: bool) -> None:
         for name in names:
             yield Campaign(name, [Check("lost", 0 if holds or name != "soak" else 3, "=", 0)], {"per_s": 5.0}, 1.0)
 
-    monkeypatch.setattr(standing, "run", run)
+    monkeypatch.setattr(campaigns, "run", run)
 
 
 def test_the_command_writes_the_file_and_the_page(
@@ -322,7 +327,7 @@ def test_the_command_writes_the_file_and_the_page(
     page.write_text(PAGE)
     assert main(["stand", tiny.tag, "--out", str(out), "--into", str(page)]) == 0
     found = json.loads(out.read_text())
-    assert [c["name"] for c in found["campaigns"]] == list(standing.CAMPAIGNS)
+    assert [c["name"] for c in found["campaigns"]] == list(campaigns.CAMPAIGNS)
     assert found["environment"]["settings"] == "full" and found["environment"]["cpu"]
     assert "passed, 1 checks" in capsys.readouterr().out
     written = page.read_text()
@@ -365,18 +370,18 @@ def test_a_file_of_something_else_is_told(tmp_path: Path) -> None:
     for text in ("[]", "{}", "no JSON"):
         path.write_text(text)
         with pytest.raises(Usage, match=r"a\.json"):
-            standing.read(path)
+            checks.read(path)
 
 
-RESULTS = sorted((standing.ROOT / "benchmarks" / "results" / "standing").glob("*.json"))
+RESULTS = sorted((ROOT / "benchmarks" / "results" / "standing").glob("*.json"))
 
 
 @pytest.mark.skipif(not RESULTS, reason="no campaign has been run in full yet")
 def test_the_committed_campaigns_passed() -> None:
     for path in RESULTS:
-        document = standing.read(path)
+        document = checks.read(path)
         assert document["environment"]["settings"] == "full"
-        assert {c["name"]: c["passed"] for c in document["campaigns"]} == dict.fromkeys(standing.CAMPAIGNS, True)
+        assert {c["name"]: c["passed"] for c in document["campaigns"]} == dict.fromkeys(campaigns.CAMPAIGNS, True)
 
 
 # What a machine, and who else uses it, decides: times, memory and how much a client can send.
@@ -389,11 +394,11 @@ def test_the_service_stands_every_campaign_in_brief(
     tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Ten times what this network does is more than a server of any kind takes in.
-    monkeypatch.setattr(standing, "TIMES", 2)
+    monkeypatch.setattr(overload, "TIMES", 2)
     out = tmp_path / "tiny.json"
     assert main(["stand", tiny.tag, "--brief", "--out", str(out)]) in (0, 1)
-    found = {campaign["name"]: campaign for campaign in standing.read(out)["campaigns"]}
-    assert list(found) == list(standing.CAMPAIGNS)
+    found = {campaign["name"]: campaign for campaign in checks.read(out)["campaigns"]}
+    assert list(found) == list(campaigns.CAMPAIGNS)
     for name, campaign in found.items():
         for check in campaign["checks"]:
             if check["unit"] not in BY_MACHINE and not any(words in check["what"] for words in BY_MACHINE_TOO):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from models.preprocess import Pixels, pixels
+from models.preprocess import Pixels, geometry, pixels
 from serving import runtime
 from serving.runtime import Artifact, Scores
 
@@ -45,11 +45,9 @@ class Plain:
 
     def pixels(self, image: Image.Image) -> Pixels:
         image = image.convert(self.recipe.mode)
-        scale = self.recipe.resize / min(image.size)
-        width, height = (round(side * scale) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        left, top, crop = (width - self.recipe.crop) // 2, (height - self.recipe.crop) // 2, self.recipe.crop
-        image = image.crop((left, top, left + crop, top + crop))
+        resized, (left, top) = geometry(image.size, self.recipe)
+        image = image.resize(resized, Image.Resampling.BILINEAR)
+        image = image.crop((left, top, left + self.recipe.crop, top + self.recipe.crop))
         # The graph normalises by itself: it takes bytes.
         return np.asarray(image, dtype=np.uint8).reshape(self.recipe.shape)
 

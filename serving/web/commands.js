@@ -59,10 +59,9 @@ with triton.InferenceServerClient(${JSON.stringify(new URL(ADDRESS).host)}) as c
         about = urllib.request.Request(f"${ADDRESS}/models/{model}", headers=headers)
         recipe = json.load(urllib.request.urlopen(about))["manifest"]["input"]
         picture, crop = Image.open(${JSON.stringify(file)}).convert(recipe["mode"]), recipe["crop"]
-        scale = recipe["resize"] / min(picture.size)
-        filter = Image.Resampling[recipe["interpolation"].upper()]
-        picture = picture.resize([round(side * scale) for side in picture.size], filter)
-        left, top = ((side - crop) // 2 for side in picture.size)
+        filter, short = Image.Resampling[recipe["interpolation"].upper()], min(picture.size)
+        picture = picture.resize([int(recipe["resize"] * side / short) for side in picture.size], filter)
+        left, top = (round((side - crop) / 2) for side in picture.size)
         pixels = np.asarray(picture.crop((left, top, left + crop, top + crop)), np.uint8)
         image = triton.InferInput("image", [1, crop, crop, len(recipe["mean"])], "UINT8")
         image.set_data_from_numpy(pixels.reshape(image.shape()))

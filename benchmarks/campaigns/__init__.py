@@ -1,0 +1,1 @@
+"""What the service withstands: one file a campaign, each with figures and bounds."""
