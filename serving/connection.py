@@ -187,6 +187,8 @@ class Connection(Framing, asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Close if nothing is under way, else as soon as it is answered, and after a while in any case."""
+        if self.state == CLOSED:
+            return
         self.end = self.loop.time() + GRACE
         under_way = self.cycle is not None and not self.cycle.response_complete
         if under_way:

@@ -11,7 +11,7 @@ import pytest
 from tests.fuzzing.run import Finding, fuzz, kept, replay
 from tests.fuzzing.target import NAMES, Guard, named, under_way
 
-SECONDS = 12
+SECONDS = 10
 MOST_KEPT = 1_000_000  # bytes of all corpora
 HAS_ATHERIS = importlib.util.find_spec("atheris") is not None
 
@@ -76,12 +76,14 @@ def test_what_does_not_end_is_ended_and_found(planted: str, tmp_path: Path) -> N
 
 @needs_atheris
 @pytest.mark.slow
-def test_a_planted_defect_that_no_input_of_the_corpus_meets_is_found(tmp_path: Path) -> None:
-    seeds = kept("forms")
-    assert replay("planted:forms_see_a_mark", files("forms"), tmp_path) is None
-    found = fuzz("planted:forms_see_a_mark", 4 * SECONDS, tmp_path, seeds=seeds)
-    assert isinstance(found, Finding) and b"qzj" in found.data
-    assert "another" in found.words and found.file.read_bytes() == found.data
+def test_the_fuzzer_is_guided_to_a_defect_that_is_deep_down(tmp_path: Path) -> None:
+    seeds = tmp_path / "seeds"
+    seeds.mkdir()
+    (seeds / "text").write_bytes(b"a text")
+    assert replay("planted:deep_down", [seeds / "text"], tmp_path) is None
+    found = fuzz("planted:deep_down", 6 * SECONDS, tmp_path, seeds=seeds)
+    assert isinstance(found, Finding) and found.data.startswith(b"qzj!")
+    assert "the word is said" in found.words and found.file.read_bytes() == found.data
 
 
 @needs_atheris

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from importlib import import_module
-from typing import Any
-
 import numpy as np
 
 from models.preprocess import Preprocess
 from serving.errors import RequestError
 from serving.images import decode
+from serving.limits import Limits
 from tests.fuzzing.target import Defect, Target
 
 # Small, so that an image within the limits is cheap, and one that is not cheap is a finding.
 MOST_PIXELS, MOST_SECONDS = 2_000_000, 1.0
-LIMITS: Any = MOST_PIXELS
-with suppress(ImportError):  # then the limit on pixels is the only one
-    LIMITS = import_module("serving.limits").Limits(MOST_PIXELS, MOST_SECONDS)
+LIMITS = Limits(MOST_PIXELS, MOST_SECONDS)
 RECIPES = (Preprocess(resize=36, crop=32), Preprocess(resize=28, crop=28, mode="L", mean=(0.13,), std=(0.31,)))
 FAULTS = (413, 415, 422)
 

@@ -18,8 +18,9 @@ from tests.fuzzing.target import Defect, Target
 MOST_IMAGES = 8
 FAULTS = (400, 413, 415)
 LINE = rb"(?:^|(?<=\r\n))%s(?=\r\n|--\r\n|--$)"
-# RFC 9110, 5.6.6, without a parameter that stands twice being caught.
+# RFC 9110, 5.6.6.
 DISPOSITION = re.compile(rb"""form-data(?:[ \t]*;[ \t]*[\w-]+=(?:[\w.-]+|"(?:[^"\\]|\\["\\])*"))*""", re.IGNORECASE)
+PARAMETER = re.compile(rb"""[ \t]*;[ \t]*([\w-]+)=(?:[\w.-]+|"(?:[^"\\]|\\["\\])*")""")
 
 
 def run(data: bytes) -> None:
@@ -72,6 +73,8 @@ def others(boundary: bytes, body: bytes) -> list[tuple[bytes, bytes]] | None:
     line = b"--" + boundary
     if not body.startswith(line) or body.count(line) != len(re.findall(LINE % re.escape(line), body)):
         return None  # a content that holds the boundary, and a preamble, end for each reader elsewhere
+    if b"\r\n\r\n" + line in body:
+        return None  # a head without a content, which it reads on behind
     parts: list[tuple[dict[bytes, bytes], bytearray]] = []
     name, value, ended = bytearray(), bytearray(), False
 
@@ -107,10 +110,16 @@ def others(boundary: bytes, body: bytes) -> list[tuple[bytes, bytes]] | None:
     if not ended:
         return None
     heads = [head.get(b"content-disposition", b"") for head, _ in parts]
-    if not all(map(DISPOSITION.fullmatch, heads)):
-        return None  # of what is not well-formed each reader makes its own
+    if not all(map(well_formed, heads)):
+        return None  # each reader makes its own of such a head
     names = [parse_options_header(head)[1].get(b"name", b"") for head in heads]
     return [(name, bytes(content)) for name, (_, content) in zip(names, parts, strict=True)]
+
+
+def well_formed(disposition: bytes) -> bool:
+    """Whether it has the standard's form, and no parameter twice."""
+    names = [name.lower() for name in PARAMETER.findall(disposition)]
+    return DISPOSITION.fullmatch(disposition) is not None and len(set(names)) == len(names)
 
 
 def meant(parts: list[tuple[bytes, bytes]]) -> tuple[list[bytes], dict[str, str]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from serving.errors import InferenceFailed
 from tests.fuzzing import connection, decode, forms, oip
-from tests.fuzzing.target import Target
+from tests.fuzzing.target import Defect, Target
 
 MANY = 300_000_000
 
@@ -75,12 +75,13 @@ def loses_a_part(body: bytes, boundary: bytes, form: Any, most: int) -> None:
     del form.images[-1:]
 
 
-def sees_a_mark(body: bytes, boundary: bytes, form: Any, most: int) -> None:
-    """Wrong only for a name that no input of the kept corpus has, and that every letter leads closer to."""
-    real_multipart(body, boundary, form, most)
-    model = form.fields.get("model", "")
-    if model[:1] == "q" and model[1:2] == "z" and model[2:3] == "j":
-        form.fields["model"] = "another"
+def deep(data: bytes) -> None:
+    """Wrong for one word, which no input comes near, and every letter of which is a branch."""
+    if data[:1] == b"q" and data[1:2] == b"z" and data[2:3] == b"j" and data[3:4] == b"!":
+        raise Defect("the word is said")
+
+
+deep_down = Target(deep, seconds=1.0, memory=50_000_000, longest=1 << 10)
 
 
 def brightens(*given: Any) -> Any:
@@ -97,7 +98,6 @@ def answers_another(*given: Any) -> Any:
 
 
 forms_lose_a_part = with_(forms.TARGET, forms, "multipart", loses_a_part)
-forms_see_a_mark = with_(forms.TARGET, forms, "multipart", sees_a_mark)
 oip_brightens = with_(oip.TARGET, oip.oip, "parse", brightens)
 oip_answers_another = with_(oip.TARGET, oip.oip, "render", answers_another)
 oip_raises = with_(oip.TARGET, oip.oip, "parse", fail(ValueError("a planted defect")))
