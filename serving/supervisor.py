@@ -3,10 +3,12 @@
 `bentoml serve` is a supervisor and its worker. It starts a worker that ended again: right for one that had served, but
 one that cannot start would be started for ever. So a worker tells the supervisor that it is ready, or why it is not.
 A supervisor that is killed ends nobody, and its worker would keep the port for ever: so a worker watches the pipe.
+BentoML looks for workers that ended every ten seconds: so it is told to look as soon as one has.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import select
@@ -15,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import click
 
@@ -29,6 +32,9 @@ PIPE = "PODIUM_SUPERVISOR_FD"
 # Seconds in which a worker without its supervisor may answer what is under way.
 GRACE = 5.0
 
+# Seconds after which an arbiter that was busy is asked again.
+AGAIN = 0.1
+
 
 def watch(command: click.Context) -> None:
     """In the supervisor, before its first worker: a worker that ends and was never ready ends `command` with a line."""
@@ -40,6 +46,7 @@ def watch(command: click.Context) -> None:
     os.environ[PIPE] = str(writing)
     said: dict[str, str] = {}
     failure = ""
+    arbiters = started_arbiters()
 
     def ended() -> None:
         nonlocal failure
@@ -57,6 +64,10 @@ def watch(command: click.Context) -> None:
         failure = said.get(str(found.si_pid), unsaid(found.si_status, found.si_code != os.CLD_EXITED))
         if failure:
             signal.raise_signal(signal.SIGTERM)
+            return
+        for arbiter in arbiters:
+            # By the thread-safe way: from a signal's handler no other one wakes the loop.
+            arbiter.loop.asyncio_loop.call_soon_threadsafe(arbiter.loop.add_callback, look_after_workers, arbiter)
 
     def show() -> None:
         if failure:
@@ -64,6 +75,32 @@ def watch(command: click.Context) -> None:
 
     signal.signal(signal.SIGCHLD, lambda *_: ended())
     command.call_on_close(show)
+
+
+def started_arbiters() -> list[Any]:
+    """What BentoML starts workers with, once it has; it is made later, and BentoML shows it to nobody."""
+    from circus.arbiter import Arbiter
+
+    started, start = list[Any](), Arbiter.start
+
+    def remember(arbiter: Any, *arguments: Any) -> Any:
+        started.append(arbiter)
+        return start(arbiter, *arguments)
+
+    Arbiter.start = remember
+    return started
+
+
+async def look_after_workers(arbiter: Any) -> None:
+    """Start again each worker that has ended, once the arbiter is done with what it is at."""
+    from circus.exc import ConflictError
+
+    while True:
+        try:
+            await arbiter.manage_watchers()
+            return
+        except ConflictError:
+            await asyncio.sleep(AGAIN)
 
 
 def unsaid(status: int, killed: bool) -> str:

@@ -389,7 +389,37 @@ def test_a_worker_that_ends_before_it_is_ready_ends_the_server(tmp_path: Path, h
         bentoml.models.delete(artifact.tag)
 
 
-@pytest.mark.slow  # the supervisor looks every ten seconds
+# A supervisor that looks for ended workers once an hour, and a worker that ends by itself at first.
+SUPERVISOR = """
+import sys
+import click
+from serving import supervisor
+supervisor.watch(click.Context(click.Command("serve")))
+from bentoml._internal.utils.circus import create_standalone_arbiter
+from circus.watcher import Watcher
+watcher = Watcher("w", sys.executable, args=["-c", sys.argv[1]], copy_env=True, use_sockets=True)
+create_standalone_arbiter([watcher], check_delay=3600).start()
+"""
+WORKER = """
+import os, pathlib, signal
+from serving import supervisor
+supervisor.ready()
+first = pathlib.Path("{seen}")
+if first.exists():
+    os.kill(os.getppid(), signal.SIGTERM)
+    signal.pause()
+first.touch()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_that_ended_is_started_again_without_waiting_for_the_next_look(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SUPERVISOR, WORKER.format(seen=tmp_path / "seen")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, (tmp_path / "seen").exists()) == (0, True), done.stderr
+
+
+@pytest.mark.slow
 def test_a_worker_that_had_served_is_started_again(tmp_path: Path) -> None:
     artifact = save_tiny(tmp_path, "mortal")
 

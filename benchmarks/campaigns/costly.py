@@ -1,4 +1,4 @@
-"""Images that cost as much as they can, one by one and all at once, with good requests beside them."""
+"""Images that cost as much as they can, one by one and all at once, with good requests and slow readers beside."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.campaigns import costly_images
 from benchmarks.campaigns.checks import Campaign, Check
+from benchmarks.campaigns.connections import SLOW, limit_address_space, slow_reader
 from benchmarks.campaigns.loops import Done, percentile, statuses, taken_ms, timed
 from benchmarks.campaigns.target import Server, Wish
 from benchmarks.load.wire import Reply, get, once, post
@@ -52,7 +53,8 @@ async def costly(wish: Wish) -> Campaign:
     ) as server:
         before = server.replica.memory_mb()
         corpus, spent, alone = await one_by_one(wish, server, side)
-        wish.tell("costly: all at once")
+        wish.tell(f"costly: all at once, with {SLOW} slow readers and 2 GiB of address space")
+        limit_address_space(server)
         together, beside = await all_at_once(wish, server, corpus)
         exit_s = await ended_in_time(server, corpus)
     replies = [*alone.values(), *together]
@@ -101,7 +103,10 @@ async def one_by_one(wish: Wish, server: Server, side: int) -> tuple[list[bytes]
 
 
 async def all_at_once(wish: Wish, server: Server, corpus: Sequence[bytes]) -> tuple[list[Reply], Beside]:
-    """The answers to the corpus from several clients, each beginning elsewhere in it, and what else was seen."""
+    """The answers to the corpus from several clients, each beginning elsewhere in it, and what else was seen.
+
+    Other clients send good photographs, or ask for a page, meanwhile, and read a byte of the answers a second.
+    """
     beside, over = Beside(), asyncio.Event()
 
     async def client(number: int) -> list[Reply]:
@@ -123,7 +128,9 @@ async def all_at_once(wish: Wish, server: Server, corpus: Sequence[bytes]) -> tu
             beside.looks += 1
             await asyncio.sleep(POLL_S)
 
-    others = asyncio.gather(good(), look())
+    asked = [wish.smallest, get("/ui/")]  # half of them each: all photographs would fill the queue by right
+    slow = (slow_reader(server, asked[i % 2], over.is_set) for i in range(SLOW))
+    others = asyncio.gather(good(), look(), *slow)
     replies = await asyncio.gather(*map(client, range(AT_ONCE)))
     over.set()
     await others
