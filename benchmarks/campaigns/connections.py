@@ -54,7 +54,7 @@ async def connections(wish: Wish) -> Campaign:
             wish.tell("connections: bytes behind an answer, upgrades, closed sides")
             behind = [await byte_behind(server) for _ in range(FEW)]
             upgrades = [await once(server.port, UPGRADE, 2 * TIMEOUT_S) for _ in range(FEW)]
-            half = [await half_closed(server, wish.smallest) for _ in range(FEW)]
+            half = [await half_closed(server, wish.request) for _ in range(FEW)]
         wish.tell(f"connections: {SLOW} slow readers")
         good = await beside_slow_readers(wish, server, seconds)
         await asyncio.sleep(TIMEOUT_S)
