@@ -66,7 +66,8 @@ class Stage:
     def _take(self, route: Route) -> None:
         path = urlsplit(route.request.url).path
         if route.request.resource_type != "fetch" and path in FILES:
-            route.fulfill(body=FILES[path].body, content_type=FILES[path].content_type)
+            whole = FILES[path].whole
+            route.fulfill(body=whole.body, content_type=whole.content_type.decode())
         else:
             self.waiting.append(route)
 
