@@ -28,7 +28,7 @@ from serving.runtime import choose, find
 FULL_DISK = """set -e; unset TMPDIR; mount -t tmpfs -o size=64k podium "$1"
 mkdir "$1/home"; ln -s "$2" "$1/home/models"
 head -c 1000000 /dev/zero > "$1/fill" 2> /dev/null || export TMPDIR="$1"; test -n "$TMPDIR"; shift 2; exec "$@" """
-MISFIT_WITHIN_S = 30.0
+MISFIT_WITHIN_S = 60.0
 NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 
 
