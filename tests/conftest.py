@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import tempfile
@@ -72,6 +73,14 @@ def export(*argv: object) -> int:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def audible() -> None:
+    """What our loggers say reaches pytest, also after BentoML has configured logging in this process."""
+    for name in ("bentoml", "bentoml.podium"):
+        logger = logging.getLogger(name)
+        logger.propagate, logger.disabled = True, False
 
 
 @contextmanager
