@@ -24,6 +24,7 @@ from pyarrow import parquet
 
 from models.console import Failure, parser, progress, run
 from serving import images, runtime
+from serving.artifact import find
 from serving.errors import RequestError
 from serving.limits import Limits
 
@@ -77,7 +78,7 @@ def bulk(source: Path, out: Path, tag: str, part_size: int) -> int:
 
 def check(paths: list[Path], out: Path, tag: str) -> None:
     """Every path in one row, and every row what a plain loop gives."""
-    artifact = runtime.find(tag)
+    artifact = find(tag)
     job = json.loads((out / "_manifest.json").read_text("utf-8"))
     recipe, engine = artifact.preprocess, runtime.open(artifact, job["engine"], job["precision"])
     rows = parquet.read_table(out).to_pylist()

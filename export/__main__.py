@@ -248,7 +248,8 @@ def _choices(text: str, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
 
 def _engines(text: str) -> tuple[str, ...]:
     """The engines named, each installed; or all that can run here. A plan can be built for a GPU that is elsewhere."""
-    from serving.runtime import PLAN_ENGINES, available, load_module, unusable
+    from serving.runtime import PLAN_ENGINES, available, unusable
+    from serving.trt import load_module
 
     asked = _choices(text, ENGINES, "engine") if text else available()
     for engine in asked:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from export.quantize import Calibrated, Recipe
     from models.weights import Network
     from serving.artifact import Artifact
-    from serving.runtime import Runtime
+    from serving.engines import Runtime
 
 PRECISIONS = ("fp32", "int8", "fp16")
 CPU_ENGINES = ("onnxruntime", "openvino")

@@ -12,10 +12,10 @@ import numpy as np
 
 from models.console import Failure, progress
 from models.preprocess import Pixels, Preprocess
+from serving.engines import Scores
 from serving.errors import RequestError
 from serving.images import decode
 from serving.limits import Limits
-from serving.runtime import Scores
 
 Run = Callable[[Pixels], Scores]
 

@@ -17,7 +17,8 @@ from models import Spec
 from models.console import Failure
 from models.preprocess import Label, Preprocess
 from serving.artifact import LABELS, MANIFEST, Artifact, ArtifactError, find, read, sha256, stored, trained
-from serving.runtime import cpu_model, gpu
+from serving.runtime import cpu_model
+from serving.trt import gpu
 
 SCHEMA = 1
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.console import Bar, Failure
-from serving.runtime import gpu, load_module, logger, sha256
+from serving.artifact import sha256
+from serving.trt import gpu, load_module, logger
 
 Engine = Literal["tensorrt", "tensorrt-rtx"]
 

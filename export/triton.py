@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from models.console import Failure
-from serving.runtime import Artifact
+from serving.artifact import Artifact
 
 # Releases are monthly; a plan needs the one whose TensorRT built it.
 IMAGE = "nvcr.io/nvidia/tritonserver:26.07-py3"

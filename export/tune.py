@@ -13,7 +13,8 @@ import numpy as np
 
 from models.console import progress
 from models.preprocess import Pixels
-from serving.runtime import ENGINES, Runtime, by_expected_speed, cores, cpu_model
+from serving.engines import Runtime
+from serving.runtime import ENGINES, by_expected_speed, cores, cpu_model
 
 BATCHES = (1, 8)
 ROUNDS = 5

@@ -56,8 +56,8 @@ def bulk(options: argparse.Namespace) -> int:
     for name in ("top_k", "part_size", "cores"):
         if (value := getattr(options, name)) is not None and value < (0 if name == "cores" else 1):
             raise Usage(f"--{name.replace('_', '-')} {value} must be at least 1")
+    from serving.artifact import find
     from serving.inputs import Columns
-    from serving.runtime import find
     from serving.settings import Settings, unknown
 
     for line in unknown(os.environ):

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from models.preprocess import Pixels
 from serving.costly import Costly
+from serving.engines import Scores
 from serving.errors import CLOSING, OUR_FAULT, Closing, DeadlinePassed, InferenceFailed, Overloaded, RequestError
-from serving.runtime import Scores
 
 log = logging.getLogger("bentoml.podium")
 

@@ -31,10 +31,12 @@ import numpy as np
 from models.console import Bar, Failure, Usage
 from models.preprocess import Pixels
 from serving import images, inputs, runtime
+from serving.artifact import LABELS, Artifact, load
+from serving.artifact import MANIFEST as MODEL_MANIFEST
+from serving.engines import Scores, likeliest
 from serving.errors import OUR_FAULT, InferenceFailed, RequestError
 from serving.inputs import Columns, Place
 from serving.limits import Limits
-from serving.runtime import Artifact, Scores
 
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
@@ -149,7 +151,7 @@ def prepare(
     # The nodes take the model from here, whatever their own stores hold.
     graph = artifact.graphs()[wanted.engine, wanted.precision]
     (out / MODEL).files.create_dir((out / MODEL).path)
-    for name in (runtime.MANIFEST, runtime.LABELS, graph):
+    for name in (MODEL_MANIFEST, LABELS, graph):
         _copy(artifact.folder / name, out / MODEL / name)
     # Last: from here on the list is whole.
     manifest = {"schema": 1, **asdict(wanted), "parts": count, "images": images_}
@@ -276,11 +278,11 @@ class Classifier:
     def _decoded(self, found: Iterable[tuple[str, inputs.Load]]) -> Iterator[tuple[str, Callable[[], Pixels]]]:
         """Every image with what gives its pixels, in order; threads decode the next ones meanwhile."""
         if self.pool is None:
-            yield from ((name, partial(self._decode, load)) for name, load in found)
+            yield from ((name, partial(self._decode, read)) for name, read in found)
             return
         ahead: deque[tuple[str, Callable[[], Pixels]]] = deque()
-        for name, load in found:
-            ahead.append((name, self.pool.submit(self._decode, load).result))
+        for name, read in found:
+            ahead.append((name, self.pool.submit(self._decode, read).result))
             if len(ahead) == self.ahead:
                 yield ahead.popleft()
         yield from ahead
@@ -297,7 +299,7 @@ class Classifier:
     def _predictions(self, scores: Scores) -> Mapping[str, Any]:
         if not np.isfinite(scores).all():
             return {"error_code": InferenceFailed.code, "error_message": OUR_FAULT}
-        classes = runtime.likeliest(scores, self.job.top_k)
+        classes = likeliest(scores, self.job.top_k)
         return {
             "class_ids": classes,
             "labels": [self.labels[i] for i in classes],
@@ -323,13 +325,13 @@ class Worker:
     def _artifact(self) -> Artifact:
         folder = self.out / MODEL
         if folder.local:
-            found = runtime.load(Path(folder.path))
+            found = load(Path(folder.path))
         else:
             from pyarrow.fs import LocalFileSystem, copy_files
 
             here = tempfile.mkdtemp(prefix="podium-bulk-")
             copy_files(folder.path, here, folder.files, LocalFileSystem())
-            found = runtime.load(Path(here))
+            found = load(Path(here))
         return Artifact(found.folder, found.manifest, self.job.model.partition(":")[2])
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:

@@ -22,7 +22,9 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from models.console import Failure
 from models.preprocess import Pixels
 from serving import power, runtime
+from serving.artifact import LABELS, Artifact, ArtifactError, find
 from serving.batcher import Batcher, Scored, Workers
+from serving.engines import Runtime, Scores, likeliest
 from serving.errors import (
     CLOSING,
     OUR_FAULT,
@@ -35,8 +37,8 @@ from serving.errors import (
 )
 from serving.images import Picture
 from serving.limits import costly_decoders
+from serving.memory import bound_heap, give_back_memory
 from serving.metrics import Metrics
-from serving.runtime import Artifact, Runtime, Scores
 from serving.sandbox import Sandbox
 from serving.settings import Settings
 from serving.text import quoted
@@ -76,7 +78,7 @@ class Model:
         Raises `InferenceFailed` for scores that are not finite.
         """
         self.check_finite(scores)
-        best = runtime.likeliest(scores, top_k)
+        best = likeliest(scores, top_k)
         return [{**self.classes[i], "probability": round(float(scores[i]), 6)} for i in best]
 
     def check_finite(self, scores: NDArray[np.float32]) -> None:
@@ -125,7 +127,7 @@ class Serving:
         for artifact in self.artifacts:
             chosen = runtime.choose(artifact, self.settings.engine, self.settings.precision, self.settings.threads)
             artifact.file(artifact.graphs()[chosen.engine, chosen.precision])
-            artifact.file(runtime.LABELS)
+            artifact.file(LABELS)
 
     async def start(self) -> None:
         """Load and warm every model; ready after."""
@@ -135,7 +137,7 @@ class Serving:
         self.workers = Workers(runtime.cores() + 1, self.sandbox.size)
         self._idle = asyncio.Event()
         self._swap = asyncio.Lock()
-        runtime.bound_heap()
+        bound_heap()
         await asyncio.to_thread(Image.init)  # Pillow looks for its formats when first asked for one
         for artifact in self.artifacts:
             opened, max_batch = await asyncio.to_thread(self._load, artifact)
@@ -156,11 +158,11 @@ class Serving:
             except Exception as error:  # of the engine's own types, as in `runtime.open`
                 raise runtime.refused(artifact, f"{opened.engine} cannot run {size} images", error) from error
             if scores.shape != (size, artifact.classes):
-                raise runtime.ArtifactError(
+                raise ArtifactError(
                     f"{artifact.tag} gives {scores.shape} for {size} images, "
                     f"not {(size, artifact.classes)}; export it again"
                 )
-        runtime.give_back_memory()
+        give_back_memory()
         return opened, max_batch
 
     def _model(self, artifact: Artifact, opened: Runtime, max_batch: int) -> Model:
@@ -188,7 +190,7 @@ class Serving:
                 raise UnknownModel(f"{quoted(text)} is not a name or a version; `python -m export list` shows them")
         async with self._swap:
             try:
-                artifact = await asyncio.to_thread(runtime.find, f"{network}:{version}")
+                artifact = await asyncio.to_thread(find, f"{network}:{version}")
             except Failure as error:
                 raise UnknownModel(str(error)) from None
             # The store takes the beginning of a version for the whole, and capitals for small letters.
@@ -221,7 +223,7 @@ class Serving:
     async def _release_model(model: Model) -> None:
         await model.batcher.close()
         await asyncio.to_thread(model.runtime.close)
-        await asyncio.to_thread(runtime.give_back_memory)
+        await asyncio.to_thread(give_back_memory)
 
     def picture(self, body: bytes) -> Picture:
         return Picture(body, self.settings.image, self.sandbox)

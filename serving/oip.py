@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from models.preprocess import Label, Pixels
+from serving.artifact import Artifact
+from serving.engines import Scores
 from serving.errors import BadRequest
-from serving.runtime import Artifact, Scores
 from serving.text import quoted, read_json
 
 INPUT, OUTPUT = "image", "probabilities"

@@ -21,7 +21,7 @@ from export.__main__ import ACTIONS
 from export.__main__ import main as export_main
 from export.store import manifest_of, save
 from models.preprocess import Preprocess, default_labels
-from serving.runtime import Artifact
+from serving.artifact import Artifact
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

@@ -8,8 +8,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from serving.api import Api
+from serving.artifact import Artifact
 from serving.classify import Serving
-from serving.runtime import Artifact
 from serving.settings import Settings
 from tests.test_api import behind
 

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from serving import errors, oip
 from serving.api import Api
+from serving.artifact import Artifact
 from serving.errors import BadRequest, RequestError
 from serving.exchange import encode
 from serving.logs import JsonLines, OneLine, protect
-from serving.runtime import Artifact
 from serving.text import printable, quoted, read_json
 from tests.conftest import SHAPE, save_tiny
 from tests.test_api import ADMIN, END, KEY, ask, behind, client_of, is_error, jpeg, part, started

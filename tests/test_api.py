@@ -23,11 +23,12 @@ from models.console import Failure
 from models.preprocess import Pixels
 from serving import errors
 from serving.api import Api
+from serving.artifact import Artifact
 from serving.classify import Serving
+from serving.engines import Scores
 from serving.errors import BadRequest, RequestError
 from serving.forms import Form, declared, multipart
 from serving.logs import JsonLines
-from serving.runtime import Artifact, Scores
 from serving.settings import SETTINGS, Settings
 from tests.conftest import save_tiny
 

@@ -15,8 +15,8 @@ import pytest
 from models.preprocess import Pixels
 from serving.batcher import Batcher, Scored, Workers
 from serving.costly import Costly
+from serving.engines import Scores
 from serving.errors import Closing, DamagedImage, DeadlinePassed, InferenceFailed, Overloaded
-from serving.runtime import Scores
 
 SHAPE = (2, 2, 3)
 

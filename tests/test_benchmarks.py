@@ -20,7 +20,7 @@ from benchmarks.engine import cells as measure
 from benchmarks.engine import passes as child
 from benchmarks.engine import power, scenarios, torch_engine
 from benchmarks.engine import sides as engines
-from serving.runtime import Artifact
+from serving.artifact import Artifact
 
 # Long enough to pass through every branch, too short to wait for.
 BRIEF = measure.Settings("quick", 2, 0.05, 0.02, 0.1, 5, 3, 200, idle_s=0.0, window_s=5.0, trials=1)

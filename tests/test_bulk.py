@@ -27,11 +27,11 @@ from benchmarks.peers import bulk as sides
 from models.console import Failure, Usage
 from serving import bulk, inputs
 from serving.__main__ import final, main
+from serving.artifact import Artifact
 from serving.classify import Serving
 from serving.images import Picture
 from serving.inputs import Columns, Entry, place, source
 from serving.limits import Limits
-from serving.runtime import Artifact
 from serving.settings import Settings
 from tests.conftest import ROOT
 

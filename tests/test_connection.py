@@ -22,9 +22,9 @@ import uvloop
 from uvicorn.server import ServerState
 
 from models.console import Failure
+from serving.artifact import Artifact
 from serving.connection import Connection
 from serving.framing import MAX_HEAD
-from serving.runtime import Artifact
 from serving.settings import Settings
 from tests.test_service import PATIENCE as LONG
 from tests.test_service import Server, jpeg, serve, server  # noqa: F401, the fixture

@@ -19,9 +19,9 @@ from prometheus_client import CollectorRegistry
 
 from serving import oip
 from serving.api import Api
+from serving.artifact import Artifact
 from serving.classify import Serving
 from serving.errors import BadRequest
-from serving.runtime import Artifact
 from serving.settings import Settings
 from tests.conftest import SHAPE
 from tests.test_api import END, behind, jpeg, part

@@ -27,10 +27,10 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from serving.artifact import Artifact
 from serving.errors import RequestError
 from serving.limits import most_memory
 from serving.metrics import STAGES, Metrics
-from serving.runtime import Artifact
 from serving.settings import SETTINGS, Settings
 from tests.conftest import ROOT, save_tiny
 from tests.proxies import DEPLOY, behind_haproxy, behind_nginx, missing, needs_haproxy, needs_nginx

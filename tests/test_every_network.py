@@ -8,7 +8,7 @@ import pytest
 
 from export.__main__ import main
 from models import SPECS
-from serving.runtime import find
+from serving.artifact import find
 
 
 @pytest.mark.slow

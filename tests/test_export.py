@@ -22,9 +22,10 @@ from export.store import artifacts, save
 from export.to_onnx import Served
 from models.preprocess import Preprocess, default_labels
 from models.weights import load
+from serving.artifact import Artifact, ArtifactError, find
 from serving.images import decode
 from serving.limits import Limits
-from serving.runtime import Artifact, ArtifactError, available, choose, find, open
+from serving.runtime import available, choose, open
 from tests.conftest import ROOT, SHARED, export, save_tiny, tiny_onnx
 
 DIGITS = ROOT / "examples" / "digits"

@@ -12,7 +12,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from export import parity
-from serving.runtime import find, open
+from serving.artifact import find
+from serving.runtime import open
 from tests.conftest import ROOT, export, tiny_onnx
 
 IMAGENET = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")

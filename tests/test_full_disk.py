@@ -22,7 +22,7 @@ from models import weights
 from models.console import Failure, unwritable
 from models.preprocess import default_labels
 from serving import runtime
-from serving.runtime import Artifact
+from serving.artifact import Artifact, find
 from tests.conftest import ROOT, SHAPE, room, save_tiny, tiny_onnx
 from tests.test_service import ended, jpeg, serve
 
@@ -81,7 +81,7 @@ def test_a_save_leaves_nothing_half_done(tmp_path: Path) -> None:
         saved(artifact, tmp_path / "fp32.onnx")
     latest.rmdir()
     assert [a.tag for a in artifacts() if a.network == "squeezed"] == [artifact.tag]
-    assert runtime.find("squeezed").version == artifact.version
+    assert find("squeezed").version == artifact.version
     bentoml.models.delete(artifact.tag)
 
 

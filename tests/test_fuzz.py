@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry
 
 from benchmarks.campaigns import cases as hostile
 from serving.api import Api
+from serving.artifact import Artifact
 from serving.classify import Serving
-from serving.runtime import Artifact
 from serving.settings import Settings
 from tests.conftest import SHAPE
 

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving import oip
+from serving.artifact import Artifact
 from serving.errors import BadRequest
-from serving.runtime import Artifact, open
+from serving.runtime import open
 from tests.conftest import SHAPE
 from tests.test_service import Server, serve
 

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from serving.runtime import Artifact
+from serving.artifact import Artifact
 from tests.proxies import behind_haproxy, behind_nginx, needs_haproxy, needs_nginx
 from tests.spellings import LOOK, METHODS, SAME, interface, named, spelled
 from tests.test_service import PATIENCE, Server, jpeg, serve

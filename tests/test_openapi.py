@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from serving.api import Api
+from serving.artifact import Artifact
 from serving.classify import Serving
 from serving.images import CONTENT_TYPES
-from serving.runtime import Artifact
 from serving.settings import Settings
 from tests.spellings import LOOK
 from tests.test_api import behind, jpeg

@@ -19,7 +19,8 @@ from benchmarks.__main__ import main
 from benchmarks.peers import compare, limit, work
 from models.preprocess import pixels
 from serving import runtime
-from serving.runtime import Artifact, Choice
+from serving.artifact import Artifact
+from serving.runtime import Choice
 from tests.conftest import ROOT
 
 CHOICE = Choice("openvino", "fp32", 1)

@@ -19,9 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks import environment, records
 from benchmarks.engine import power
 from serving import power as sensing
+from serving.artifact import Artifact
 from serving.classify import Serving
 from serving.metrics import Metrics
-from serving.runtime import Artifact
 from serving.settings import Settings
 from tests.test_benchmarks import rapl
 

@@ -18,7 +18,8 @@ from export.to_onnx import BandedNorm, Served, lower, to_onnx
 from models.layers import LocalResponseNorm
 from models.preprocess import Preprocess
 from models.weights import Network, Weights, load
-from serving.runtime import Artifact, choose, cores, cpu_model, find, open
+from serving.artifact import Artifact, find
+from serving.runtime import choose, cores, cpu_model, open
 from tests.conftest import ROOT, SHARED, export
 
 DIGITS = ROOT / "examples" / "digits"

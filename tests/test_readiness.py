@@ -13,9 +13,10 @@ from prometheus_client import CollectorRegistry
 from benchmarks.campaigns.costly_images import run_lengths
 from models.preprocess import Pixels
 from serving import classify, sandbox
+from serving.artifact import Artifact
 from serving.classify import Serving
 from serving.images import Picture
-from serving.runtime import Artifact, cores
+from serving.runtime import cores
 from serving.settings import Settings
 from tests.test_api import client_of, is_error, jpeg, post, started, until
 from tests.test_images import encoded, photograph

@@ -12,7 +12,7 @@ from benchmarks import records
 from benchmarks.__main__ import main
 from benchmarks.campaigns import replicas
 from benchmarks.load import drive as load
-from serving.runtime import Artifact
+from serving.artifact import Artifact
 
 needs_haproxy = pytest.mark.skipif(
     shutil.which("haproxy") is None, reason="haproxy is not installed; apt-get install haproxy"

@@ -11,9 +11,9 @@ import pytest
 
 from serving import errors, openapi
 from serving.api import Api
+from serving.artifact import Artifact
 from serving.errors import MethodNotAllowed, NotFound, Overloaded, RequestError
 from serving.routes import Route, Routes
-from serving.runtime import Artifact
 from tests.spellings import LOOK, METHODS, interface, paths, spelled
 from tests.test_api import behind, client_of, is_error, started
 

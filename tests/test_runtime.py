@@ -11,17 +11,9 @@ import pytest
 
 from models.console import Failure
 from serving import runtime
-from serving.runtime import (
-    Artifact,
-    ArtifactError,
-    OnnxRuntime,
-    OnnxRuntimeCuda,
-    available,
-    choose,
-    installed,
-    open,
-    unusable,
-)
+from serving.artifact import Artifact, ArtifactError, sha256
+from serving.engines import OnnxRuntime, OnnxRuntimeCuda
+from serving.runtime import available, choose, installed, open, unusable
 from tests.conftest import SHAPE, save_tiny, tiny_onnx
 
 
@@ -217,7 +209,7 @@ def test_a_file_the_engine_cannot_read_is_named(tmp_path: Path) -> None:
     artifact = save_tiny(tmp_path, "unreadable")
     graph = artifact.folder / "fp32.onnx"
     graph.write_bytes(b"not a graph")
-    artifact.manifest["files"]["fp32.onnx"]["sha256"] = runtime.sha256(graph)
+    artifact.manifest["files"]["fp32.onnx"]["sha256"] = sha256(graph)
     for engine in ("onnxruntime", "openvino"):
         with pytest.raises(ArtifactError, match=rf"{engine} cannot load fp32\.onnx"):
             open(artifact, engine)

@@ -32,7 +32,7 @@ from PIL import Image
 from models.console import Failure
 from models.preprocess import pixels
 from serving import runtime
-from serving.runtime import Artifact
+from serving.artifact import MANIFEST, Artifact
 from serving.settings import check_address
 from tests.conftest import ROOT, SHARED, save_tiny
 
@@ -322,7 +322,7 @@ def vouched(artifact: Artifact, graph: bytes, **manifest: object) -> Artifact:
     files = {**artifact.manifest["files"], "fp32.onnx": record}
     for name, content in (
         ("fp32.onnx", graph),
-        (runtime.MANIFEST, json.dumps({**artifact.manifest, **manifest, "files": files}).encode()),
+        (MANIFEST, json.dumps({**artifact.manifest, **manifest, "files": files}).encode()),
     ):
         (artifact.folder / name).chmod(0o644)
         (artifact.folder / name).write_bytes(content)

@@ -21,7 +21,7 @@ from benchmarks.load.bodies import Body
 from benchmarks.load.wire import Pool, Reply, Wire, get, metric, once, post
 from benchmarks.process import ROOT, free_port
 from models.console import Usage
-from serving.runtime import Artifact
+from serving.artifact import Artifact
 
 # --- what is sent -----------------------------------------------------------------------------------------------------
 

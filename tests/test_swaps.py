@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from models.console import Failure
 from models.preprocess import Label, Preprocess
-from serving import runtime
+from serving import classify
 from serving.api import Api
 from serving.batcher import Scored
 from serving.classify import Model, Serving
@@ -104,7 +104,7 @@ def one_turn_each(monkeypatch: pytest.MonkeyPatch) -> None:
         return artifact(version)
 
     monkeypatch.setattr(asyncio, "to_thread", to_thread)
-    monkeypatch.setattr(runtime, "find", find)
+    monkeypatch.setattr(classify, "find", find)
 
 
 def served() -> Serving:

@@ -27,7 +27,7 @@ from export.to_engine import (
 from models import SPECS, expand
 from models.console import Failure
 from serving import trt
-from serving.runtime import sha256
+from serving.artifact import sha256
 from serving.trt import Gpu
 from tests.conftest import tiny_onnx
 

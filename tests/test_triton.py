@@ -14,7 +14,7 @@ from export.store import manifest_of, save
 from export.triton import MARK, onnx_ends, write_repository
 from models.console import Failure
 from models.preprocess import Preprocess, default_labels
-from serving.runtime import Artifact
+from serving.artifact import Artifact
 from tests.conftest import save_tiny, tiny_onnx
 
 PLAN = {"buckets": [1, 2, 4], "any_batch": 3, "input": "image", "output": "probabilities", "engine": "tensorrt"}

@@ -23,8 +23,8 @@ from playwright.sync_api import Browser, Page, Request, Route, expect, sync_play
 from export.store import manifest_of, save
 from models.preprocess import Label, Preprocess
 from serving import pages
+from serving.artifact import Artifact
 from serving.pages import Results
-from serving.runtime import Artifact
 from tests.conftest import ROOT, tiny_onnx
 from tests.test_api import client_of, started
 from tests.test_service import Server, serve

@@ -102,7 +102,8 @@ def stood(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.campaigns import all as campaigns
     from benchmarks.campaigns import checks
     from benchmarks.load.bodies import chosen
-    from serving.runtime import choose, find
+    from serving.artifact import find
+    from serving.runtime import choose
 
     names = options.only or list(campaigns.CAMPAIGNS)
     for name in names:

@@ -12,8 +12,9 @@ from benchmarks.campaigns.checks import Campaign, Check
 from benchmarks.campaigns.loops import Done, percentile, statuses, taken_ms, timed
 from benchmarks.campaigns.target import Server, Wish
 from benchmarks.load.wire import Reply, Wire, once
+from serving.artifact import find
 from serving.limits import ASIDE_BYTES, HERE_BYTES
-from serving.runtime import cores, find
+from serving.runtime import cores
 
 AT_LEAST, BRIEF_EVERY = 2000, 25
 AT_ONCE = 4

@@ -22,7 +22,8 @@ from benchmarks.campaigns.copies import copied, rewrite
 from benchmarks.campaigns.target import POLL_S, Wish
 from benchmarks.load.wire import once
 from benchmarks.process import ROOT, free_port, kill_all
-from serving.runtime import choose, find
+from serving.artifact import find
+from serving.runtime import choose
 
 # $1: where a disk of 64 kB is mounted and filled; $2: the store; then the command.
 FULL_DISK = """set -e; unset TMPDIR; mount -t tmpfs -o size=64k podium "$1"

@@ -95,7 +95,7 @@ class Setup:
 @contextmanager
 def running(tag: str, environment: dict[str, str]) -> Iterator[Setup]:
     """Two replicas that serve `tag`, and HAProxy in front, all on this machine alone; ended by their process ids."""
-    from serving.runtime import find
+    from serving.artifact import find
 
     if shutil.which("haproxy") is None:
         raise Failure("haproxy is not installed; `apt-get install haproxy` (2.6 or newer)")

@@ -11,7 +11,7 @@ from benchmarks.campaigns.copies import copied
 from benchmarks.campaigns.loops import closed_loop, percentile, taken_ms, timed
 from benchmarks.campaigns.target import Wish
 from benchmarks.load.wire import once, post
-from serving.runtime import find
+from serving.artifact import find
 
 SWAPS, BRIEF_SWAPS = 20, 6
 SWAP_WARMUP = 2

@@ -17,7 +17,7 @@ from benchmarks.load.servers import Replica
 from benchmarks.load.wire import Pool, Reply, get, metric, once, post
 from benchmarks.process import free_port
 from models.console import Failure
-from serving.runtime import find
+from serving.artifact import find
 
 if TYPE_CHECKING:
     import psutil

@@ -16,7 +16,8 @@ from benchmarks import records
 from benchmarks.engine.power import SensorError, sensor_for
 from benchmarks.process import PassError, in_child
 from models import SPECS
-from serving.runtime import Artifact, available, choose
+from serving.artifact import Artifact
+from serving.runtime import available, choose
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
 def chosen(options: argparse.Namespace) -> list[Any]:
     """The artifacts to measure: those named, or what each name in the store means."""
     from export.store import artifacts
-    from serving.runtime import find
+    from serving.artifact import find
 
     if options.models:
         return [find(tag) for tag in options.models]
@@ -192,7 +192,8 @@ def summary(items: Sequence[records.Record]) -> str:
 def engines(options: argparse.Namespace) -> int:
     from benchmarks import environment
     from benchmarks.engine import sides, torch_engine
-    from serving.runtime import cores, find
+    from serving.artifact import find
+    from serving.runtime import cores
 
     rows: list[dict[str, Any]] = []
     reason = torch_engine.no_compiler()

@@ -30,7 +30,8 @@ from benchmarks.records import memory
 from export.store import manifest_of
 from models import SPECS, console, spec
 from models.console import Failure, Usage
-from serving.runtime import Artifact, cores, installed
+from serving.artifact import Artifact
+from serving.runtime import cores, installed
 
 # Nine minutes, less what is needed to start, to write and to say goodbye.
 BUDGET_S = 520.0

@@ -27,6 +27,7 @@ from models import spec
 from models.preprocess import Pixels
 from models.weights import Network, load
 from serving import runtime
+from serving.engines import Runtime, Scores
 
 # A check runs the images in pieces of these sizes, so that a bucket is filled, padded and met again.
 PIECES = (1, 3)
@@ -41,7 +42,7 @@ class Known:
 
     network: Network
     images: parity.Inputs
-    reference: runtime.Scores
+    reference: Scores
 
 
 class Worker:
@@ -87,7 +88,7 @@ class Worker:
         """The engine's answers on the parity images, held against the CPU's in float32 by the exporter's thresholds."""
         known = self._known(job)
         batch, start = known.images.batch, 0
-        pieces: list[runtime.Scores] = []
+        pieces: list[Scores] = []
         with closing(self._open(job)) as network:
             while start < len(batch):
                 size = PIECES[len(pieces)] if len(pieces) < len(PIECES) else 8
@@ -168,7 +169,7 @@ class Worker:
             self.known[name] = Known(network, images, reference)
         return self.known[name]
 
-    def _open(self, job: dict[str, Any]) -> runtime.Runtime:
+    def _open(self, job: dict[str, Any]) -> Runtime:
         engine, precision, network = job["engine"], job["precision"], self._known(job).network
         if engine in (torch_engine.TORCH, torch_engine.COMPILED, *torch_engine.ON_CUDA.values()):
             compiled = engine in (torch_engine.COMPILED, torch_engine.ON_CUDA[torch_engine.COMPILED])

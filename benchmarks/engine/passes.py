@@ -16,6 +16,8 @@ import numpy as np
 
 from models.preprocess import Pixels
 from serving import runtime
+from serving.artifact import Artifact, load
+from serving.engines import Runtime
 
 # Warm-up ends when the medians of this many windows in a row lie within this share of each other: wider than the
 # jitter of a quiet machine (about 1 %), narrower than the first calls' cost (caches, lazy kernels: 10 % and more).
@@ -43,11 +45,11 @@ def attempt(job: dict[str, Any], passes: Mapping[str, Pass]) -> dict[str, Any]:
         return {"failed": f"memory ended in the {job['pass']} pass: {message}" if ended else message}
 
 
-def artifact_of(job: dict[str, Any]) -> runtime.Artifact:
-    return runtime.load(Path(job["folder"]), job["version"])
+def artifact_of(job: dict[str, Any]) -> Artifact:
+    return load(Path(job["folder"]), job["version"])
 
 
-def opened(job: dict[str, Any]) -> runtime.Runtime:
+def opened(job: dict[str, Any]) -> Runtime:
     return runtime.open(artifact_of(job), job["engine"], job["precision"], job["threads"])
 
 

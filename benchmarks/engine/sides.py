@@ -23,7 +23,8 @@ from benchmarks.engine.torch_engine import COMPILED, ON_CUDA, TORCH, Torch, cuda
 from benchmarks.process import ROOT
 from models.console import Failure, progress, table
 from models.preprocess import Pixels
-from serving.runtime import Artifact, available, cores
+from serving.artifact import Artifact
+from serving.runtime import available, cores
 
 if TYPE_CHECKING:
     import torch

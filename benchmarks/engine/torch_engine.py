@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from models.preprocess import Pixels
-from serving.runtime import Scores, cores
+from serving.engines import Scores
+from serving.runtime import cores
 
 if TYPE_CHECKING:
     import torch

@@ -33,7 +33,8 @@ import numpy as np
 from benchmarks.peers import compare
 from benchmarks.process import ROOT
 from models.console import Failure, table
-from serving.runtime import Artifact, Choice, cores
+from serving.artifact import Artifact
+from serving.runtime import Choice, cores
 
 LIMIT, LOOP, CLIENTS = "in one process", "a loop over HTTP", "16 at once over HTTP"
 STEADY, SUMMARY, WHOLE = "bulk, steady", "bulk, by its summary", "bulk, whole command"

@@ -55,7 +55,8 @@ def add(commands: Commands) -> None:
 def peers(options: argparse.Namespace) -> int:
     from benchmarks import environment, process
     from benchmarks.peers import compare as sides
-    from serving.runtime import choose, find
+    from serving.artifact import find
+    from serving.runtime import choose
 
     artifact = find(options.model)
     choice = choose(artifact, options.engine, options.precision)
@@ -91,7 +92,8 @@ def bulk(options: argparse.Namespace) -> int:
     from benchmarks.peers import bulk as sides
     from benchmarks.peers.compare import client
     from export.parity import photographs
-    from serving.runtime import choose, find
+    from serving.artifact import find
+    from serving.runtime import choose
 
     artifact = find(options.tag)
     choice = choose(artifact, options.engine, options.precision)

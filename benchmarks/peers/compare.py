@@ -35,7 +35,8 @@ from benchmarks.peers.work import VARIABLE
 from benchmarks.process import ROOT, end, free_port
 from models.console import Failure, table
 from models.preprocess import pixels
-from serving.runtime import Artifact, Choice
+from serving.artifact import Artifact
+from serving.runtime import Choice
 
 BOUNDARY = "podium-side-by-side"
 CONTENT_TYPE = f"multipart/form-data; boundary={BOUNDARY}"

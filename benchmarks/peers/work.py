@@ -17,7 +17,8 @@ from PIL import Image
 
 from models.preprocess import Pixels, geometry, pixels
 from serving import runtime
-from serving.runtime import Artifact, Scores
+from serving.artifact import Artifact, load
+from serving.engines import Scores
 
 VARIABLE = "PODIUM_PEER"  # carries the job as JSON
 TOP = 5
@@ -78,7 +79,7 @@ def job() -> dict[str, Any]:
 
 def classifier() -> Classifier:
     work = job()
-    artifact = runtime.load(Path(work["folder"]), work["version"])
+    artifact = load(Path(work["folder"]), work["version"])
     if work["ours"]:
         return Ours(artifact, work["engine"], work["precision"], work["threads"])
     return Plain(artifact, work["precision"])
@@ -86,7 +87,7 @@ def classifier() -> Classifier:
 
 def labels() -> list[str]:
     work = job()
-    return [label.label for label in runtime.load(Path(work["folder"]), work["version"]).labels]
+    return [label.label for label in load(Path(work["folder"]), work["version"]).labels]
 
 
 def answer(scores: Any, names: list[str]) -> dict[str, Any]:

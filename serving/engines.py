@@ -1,0 +1,196 @@
+"""One class per engine. `serving.runtime` chooses one and opens it; those that run plans are in `serving.trt`."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.preprocess import Pixels
+from serving.artifact import ArtifactError
+from serving.trt import DEVICE
+
+# ONNX Runtime's wheels report usage and keep a database for it in the user's cache, from their import on.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+Scores = NDArray[np.float32]
+
+
+class Runtime(Protocol):
+    """A network ready to run: `run` takes uint8 [n, height, width, channels] and gives probabilities [n, classes].
+
+    One call runs at a time in a `Runtime`; who shares one brings the lock.
+    """
+
+    engine: str
+    precision: str
+    threads: int
+
+    def run(self, batch: Pixels) -> Scores: ...
+
+    def close(self) -> None: ...
+
+
+class OnnxRuntime:
+    """ONNX Runtime on the CPU: one session, idle threads asleep so that decoding shares the cores with it."""
+
+    engine = "onnxruntime"
+
+    def __init__(self, graph: Path, precision: str, threads: int) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        self.precision, self.threads = precision, threads
+        self._session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, batch: Pixels) -> Scores:
+        scores: Scores = self._session.run(None, {self._input: batch})[0]
+        return scores
+
+    def close(self) -> None:
+        del self._session
+
+
+class OnnxRuntimeCuda:
+    """ONNX Runtime on an NVIDIA GPU, all of it there: a graph that needs the CPU, or a missing GPU, is refused.
+
+    Every batch is padded to a power of two, its bucket, and more images than the largest are run in pieces. A bucket
+    is prepared when it is first met: its input and output stay at one place in the GPU's memory, and ONNX Runtime
+    captures a CUDA graph of it in its first run and replays that from then on. It keeps the graphs for each thread
+    that calls, so one thread of our own does, whoever calls `run`.
+    """
+
+    engine = "onnxruntime-cuda"
+
+    def __init__(self, graph: Path, precision: str, threads: int, max_batch: int = 64) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        options.log_severity_level = 3
+        provider = "CUDAExecutionProvider"
+        how = {
+            "device_id": str(DEVICE),
+            "enable_cuda_graph": "1",
+            "prefer_nhwc": "1",
+            # EXHAUSTIVE times every algorithm anew for every shape; cuDNN's own choice is close and there at once.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            # float32 means float32: TF32 would drop 13 bits of every factor.
+            "use_tf32": "0",
+        }
+        self.precision, self.threads = precision, threads
+        self._ort = ort
+        self._session = ort.InferenceSession(str(graph), options, providers=[(provider, how)])
+        # Without a driver that fits, ONNX Runtime goes on with the CPU and says so in a log line alone.
+        if self._session.get_providers()[0] != provider:
+            raise ArtifactError(f"ONNX Runtime gave {self._session.get_providers()[0]} in place of {provider}")
+        self._input, self._output = self._session.get_inputs()[0], self._session.get_outputs()[0]
+        self._largest = 1 << (max_batch - 1).bit_length()
+        self._buckets: dict[int, tuple[Any, Any, Any, Any, Pixels]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=self.engine)
+
+    def run(self, batch: Pixels) -> Scores:
+        return self._thread.submit(self._in_pieces, batch).result()
+
+    def _in_pieces(self, batch: Pixels) -> Scores:
+        scores = np.empty((len(batch), self._output.shape[1]), np.float32)
+        for start in range(0, len(batch), self._largest):
+            piece = batch[start : start + self._largest]
+            scores[start : start + len(piece)] = self._run(piece)
+        return scores
+
+    def _run(self, images: Pixels) -> Scores:
+        size = 1 << (len(images) - 1).bit_length()
+        if size not in self._buckets:
+            self._buckets[size] = self._prepare(size)
+        source, target, binding, options, padded = self._buckets[size]
+        count = len(images)
+        if size > count:
+            # The rows above hold an earlier batch: images do not meet inside a network, and their scores are not read.
+            padded[:count] = images
+            images = padded
+        source.update_inplace(images)
+        self._session.run_with_iobinding(binding, options)
+        scores: Scores = target.numpy()[:count]
+        return scores
+
+    def _prepare(self, size: int) -> tuple[Any, Any, Any, Any, Pixels]:
+        """Input and output in the GPU's memory, bound; the run's options, which name its graph; host memory to pad in.
+
+        A graph replays the addresses that it was captured with, so these live as long as the session.
+        """
+        shape = (size, *self._input.shape[1:])
+        allocate = self._ort.OrtValue.ortvalue_from_shape_and_type
+        source = allocate(list(shape), np.uint8, "cuda", DEVICE)
+        target = allocate([size, self._output.shape[1]], np.float32, "cuda", DEVICE)
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(self._input.name, source)
+        binding.bind_ortvalue_output(self._output.name, target)
+        options = self._ort.RunOptions()
+        # One graph a bucket: without a name of its own, every shape would replay the first one's.
+        options.add_run_config_entry("gpu_graph_id", str(size))
+        return source, target, binding, options, np.zeros(shape, np.uint8)
+
+    def close(self) -> None:
+        """Free everything; harmless the second time."""
+        self._thread.shutdown()
+        self._buckets.clear()
+        self._session = None
+
+
+class OpenVino:
+    """OpenVINO on the CPU, in float32 as the file says: its own bfloat16 shortcut would change the answers."""
+
+    engine = "openvino"
+
+    def __init__(self, graph: Path, precision: str, threads: int, lean: bool = False) -> None:
+        import openvino
+
+        self.precision, self.threads = precision, threads
+        options = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+        }
+        core, self._model = openvino.Core(), None
+        if lean:
+            # OpenVINO keeps the weights twice: as they came, and packed for its kernels. Those that came out of its
+            # cache are pages of a file, which `give_back_memory` drops. The file has no name beyond these lines.
+            with suppress(OSError), TemporaryDirectory(prefix="podium-") as folder:
+                for _ in ("written", "mapped"):
+                    self._model = core.compile_model(str(graph), "CPU", {**options, "CACHE_DIR": folder})
+        self._model = self._model or core.compile_model(str(graph), "CPU", options)
+        self._request, self._tensor = self._model.create_infer_request(), openvino.Tensor
+
+    def run(self, batch: Pixels) -> Scores:
+        # Not `infer`: its dispatch by type of input takes a tenth of a millisecond. The tensor shares the batch's
+        # memory and does not keep it alive, `shared` does; the output tensor is the request's, and is copied out.
+        shared = np.require(batch, requirements=("C", "W"))
+        self._request.set_input_tensor(self._tensor(shared, shared_memory=True))
+        self._request.start_async()
+        self._request.wait()
+        scores: Scores = self._request.get_output_tensor().data.copy()
+        return scores
+
+    def close(self) -> None:
+        del self._request, self._model
+
+
+def likeliest(scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """The `count` likeliest classes by their scores [classes], likeliest first; of equals the lower number first."""
+    # Only what can be among them is sorted: a thousand classes take longer than the rest of an answer.
+    among = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
+    return among[np.argsort(-scores[among], kind="stable")[:count]]
