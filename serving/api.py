@@ -12,7 +12,6 @@ import hmac
 import logging
 from collections.abc import Awaitable, Iterable
 from pathlib import Path
-from time import perf_counter
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -106,10 +105,7 @@ class Api:
         exchange = Exchange(send, header(scope, b"x-request-id"), bare=scope["method"] == "HEAD")
         path = written(scope)
         endpoint = self.routes.find(path, scope)
-        try:
-            await self.respond(endpoint, path, scope, receive, exchange)
-        finally:
-            self.serving.metrics.responded(endpoint.path, exchange.status, perf_counter() - exchange.started)
+        await self.respond(endpoint, path, scope, receive, exchange)
 
     async def other_than_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The start and the end of the server go to the application behind; nothing else does."""
@@ -117,7 +113,6 @@ class Api:
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # before it is accepted: the server answers 403
-            self.serving.metrics.responded(self.routes.unknown.path, 403, 0.0)
 
     async def respond(self, endpoint: Endpoint, path: str, scope: Scope, receive: Receive, exchange: Exchange) -> None:
         deadline = asyncio.get_running_loop().time() + self.serving.settings.timeout

@@ -13,7 +13,6 @@ import secrets
 from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from itertools import count
-from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
@@ -45,20 +44,16 @@ class Raw(NamedTuple):
 
 
 class Exchange:
-    """One request's way back: its id, echoed in the response, its status, and when it began.
+    """One request's way back, and its id, which the response repeats. A `bare` response has no body, as HEAD asks."""
 
-    A `bare` one is answered without the body, as HEAD asks.
-    """
-
-    __slots__ = ("_bare", "_send", "id", "started", "status")
+    __slots__ = ("_bare", "_send", "id")
 
     def __init__(self, send: Send, asked: bytes, bare: bool) -> None:
-        self._send, self._bare, self.started, self.status = send, bare, perf_counter(), 500
+        self._send, self._bare = send, bare
         # A client's own id goes back as it came, if it can stand in a header and in a log.
         self.id = asked.decode("ascii") if ID.fullmatch(asked) else new_id()
 
     async def reply(self, status: int, body: bytes, headers: Iterable[Header] = (), content_type: bytes = JSON) -> None:
-        self.status = status
         start = [(b"x-request-id", self.id.encode()), *headers]
         if status != 304:  # which would have to give the length of what it does not send
             start.append((b"content-type", content_type))

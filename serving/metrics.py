@@ -1,13 +1,11 @@
-"""What `/metrics` says: our figures, and BentoML's own request figures under its names.
+"""What `/metrics` shows.
 
-The service is one process, so that its figures are plain numbers that are collected when they are asked for. Counting
-costs well under a microsecond, where prometheus_client's shared files cost ten on every request; and BentoML's own
-middleware would keep a series for every path that anybody ever asked for.
+The service is one process, so its figures are plain numbers, and they are collected when somebody asks for them. To
+count takes well under a microsecond; prometheus_client's shared files would take ten on every request.
 """
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -61,9 +59,6 @@ class Metrics(Collector):
         self.queue_depth: dict[str, float] = {}
         self.inflight = 0
         self.sensors: Sequence[Sensor] = ()
-        # By endpoint and HTTP status; the endpoints are ours, so that they are a few.
-        self.responses: dict[tuple[str, int], Histogram] = {}
-        self.last_response = 0.0
         for model in models:
             self.add(model)
         registry.register(self)
@@ -84,14 +79,6 @@ class Metrics(Collector):
 
     def failed(self, model: str, code: str) -> None:
         self.outcomes[model, code] += 1
-
-    def responded(self, endpoint: str, status: int, seconds: float) -> None:
-        """One HTTP response."""
-        key = (endpoint, status)
-        if (found := self.responses.get(key)) is None:
-            found = self.responses[key] = Histogram(SECONDS)
-        found.observe(seconds)
-        self.last_response = time.time()
 
     def text(self) -> bytes:
         """Everything in the registry, as Prometheus reads it."""
@@ -119,7 +106,6 @@ class Metrics(Collector):
         yield depth
         yield GaugeMetricFamily("podium_inflight", "Requests being answered", value=self.inflight)
         yield from self._power()
-        yield from self._bentoml()
 
     def _power(self) -> Iterator[Metric]:
         """What the sensors say now. One that cannot be read, or whose counter stands still, is absent and not zero."""
@@ -135,33 +121,3 @@ class Metrics(Collector):
                 if (power := sensor.watts()) is not None:
                     watts.add_metric([sensor.name], power)
         yield from (family for family in (watts, joules) if family.samples)
-
-    def _bentoml(self) -> Iterator[Metric]:
-        """BentoML's request metrics, so that its dashboards go on working."""
-        from bentoml._internal.context import server_context
-
-        names = ["service_name", "service_version", "runner_name"]
-        service = [server_context.bento_name, server_context.bento_version, server_context.service_name or ""]
-        by_response = ["endpoint", "http_response_code", *names]
-        total = CounterMetricFamily("bentoml_service_request", "Total number of HTTP requests", labels=by_response)
-        duration = HistogramMetricFamily(
-            "bentoml_service_request_duration_seconds", "API HTTP request duration in seconds", labels=by_response
-        )
-        for (endpoint, status), histogram in sorted(self.responses.items()):
-            labels = [endpoint, str(status), *service]
-            buckets, seconds = histogram.samples()
-            total.add_metric(labels, buckets[-1][1])
-            duration.add_metric(labels, buckets, seconds)
-        yield total
-        yield duration
-        progress = GaugeMetricFamily(
-            "bentoml_service_request_in_progress", "Total number of HTTP requests in progress now", labels=names
-        )
-        progress.add_metric(service, self.inflight)
-        yield progress
-        last = GaugeMetricFamily(
-            "bentoml_service_last_request_timestamp_seconds", "Timestamp of the last received request", labels=names
-        )
-        if self.last_response:
-            last.add_metric(service, self.last_response)
-        yield last

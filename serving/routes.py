@@ -60,7 +60,7 @@ class Routes:
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self.endpoints: dict[str, Endpoint] = {}
-        self.unknown = Endpoint("other", {})
+        self._unknown = Endpoint("", {})
         for route in routes:
             methods = self.endpoints.setdefault(route.path, Endpoint(route.path, {})).methods
             if route.method in methods:
@@ -87,7 +87,7 @@ class Routes:
             if match := pattern.fullmatch(path):
                 scope["path_params"] = match.groupdict()
                 return endpoint
-        return self.unknown
+        return self._unknown
 
 
 def written(scope: Scope) -> str:

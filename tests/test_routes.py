@@ -83,9 +83,6 @@ def test_no_spelling_but_the_one_is_answered_or_handed_on(tiny: Artifact) -> Non
     asks = asyncio.run(test())
     assert asks > 10_000 and app.scopes == []
     assert api.serving.metrics.outcomes["unknown", "not_found"] == asks
-    assert {key: histogram.samples()[0][-1][1] for key, histogram in api.serving.metrics.responses.items()} == {
-        ("other", 404): asks
-    }
 
 
 def test_without_the_token_nothing_is_told_but_health_figures_and_the_page(tiny: Artifact) -> None:
@@ -184,7 +181,6 @@ def test_whatever_the_application_behind_does_is_answered_in_our_form(tiny: Arti
             assert (status, code_of("/schema.json", body)) == (500, "internal")
             assert set(headers) == {b"content-type", b"content-length", b"x-request-id"}
             assert serving.metrics.outcomes["unknown", "internal"] == 1
-            assert ("/schema.json", 500) in serving.metrics.responses
 
     asyncio.run(test())
 
@@ -202,7 +198,6 @@ def test_other_than_http_only_the_servers_life_is_handed_on(tiny: Artifact) -> N
         api = interface(tiny, app)
         for kind in ("lifespan", "websocket", "something"):
             await api({"type": kind, "path": "/classify", "headers": []}, receive, send)
-        assert list(api.serving.metrics.responses) == [("other", 403)]
 
     asyncio.run(test())
     assert [scope["type"] for scope in app.scopes] == ["lifespan"]
@@ -266,10 +261,5 @@ def test_an_outcome_is_counted_once_and_in_our_form_whatever_went_wrong(tiny: Ar
             assert (await asked(api, "GET", "/readyz"))[0] == 503
             counted = {outcome: count for (_, outcome), count in serving.metrics.outcomes.items() if count}
             assert counted == {"internal": 1, "shutting_down": 3}
-            answered = {key: found.samples()[0][-1][1] for key, found in serving.metrics.responses.items()}
-            assert answered == {
-                ("/models", 500): 1, ("/models", 503): 1, ("/schema.json", 503): 1, ("/ui/results.json", 503): 1,
-                ("/livez", 200): 1, ("/readyz", 503): 1,
-            }  # fmt: skip
 
     asyncio.run(test())
