@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import math
 import re
@@ -15,8 +16,7 @@ import pytest
 from benchmarks import records
 from benchmarks.__main__ import main
 from benchmarks.engine import roofline
-from benchmarks.report import claims, drawing, figures
-from benchmarks.report import page as report
+from benchmarks.report import claims, drawing, figures, renderers, sections
 from tests.conftest import ROOT
 
 #           family        year  params     MACs    top-1  MACs per second, 10^9
@@ -99,7 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_asks_the_network_for_nothing(folder: Path) -> None:
-    page = (folder / report.PAGE).read_text("utf-8")
+    page = (folder / renderers.PAGE).read_text("utf-8")
     assert not re.findall(r"""(?:src|href|action|data)\s*=\s*["']?(?!#)[^"'\s>]+""", re.sub(r"data-\w+", "", page))
     assert "@import" not in page and not re.findall(r"url\((?!#)", page)
     assert "<script" not in page and "<link" not in page
@@ -107,13 +107,28 @@ def test_the_page_asks_the_network_for_nothing(folder: Path) -> None:
 
 
 def test_the_page_has_no_two_parts_of_one_name(folder: Path) -> None:
-    names = re.findall(r'\bid="([^"]+)"', (folder / report.PAGE).read_text("utf-8"))
+    names = re.findall(r'\bid="([^"]+)"', (folder / renderers.PAGE).read_text("utf-8"))
     assert len(names) == len(set(names))
+
+
+def test_the_page_and_the_markdown_say_the_same(folder: Path) -> None:
+    def words(text: str) -> list[str]:
+        return re.findall(r"\w+", text)
+
+    page = re.sub(
+        r"<svg.*?</svg>|<style.*?</style>|<title.*?</title>",
+        "",
+        (folder / renderers.PAGE).read_text("utf-8"),
+        flags=re.DOTALL,
+    )
+    page = html.unescape(re.sub(r"<[^>]+>", " ", page))
+    text = re.sub(r"!\[.*?\]\(.*?\)", "", (folder / renderers.MARKDOWN).read_text("utf-8"))
+    assert words(page) == words(text)
 
 
 def test_csv_gives_back_the_records(folder: Path) -> None:
     items = json.loads((folder.parent / "run0.json").read_text("utf-8"))["records"]
-    rows = list(csv.DictReader((folder / report.CSV).read_text("utf-8").splitlines()))
+    rows = list(csv.DictReader((folder / renderers.CSV).read_text("utf-8").splitlines()))
     assert len(rows) == len(items)
     for row, item in zip(rows, items, strict=True):
         assert (row["network"], row["engine"], int(row["batch"])) == (item["network"], item["engine"], item["batch"])
@@ -127,7 +142,7 @@ def test_csv_gives_back_the_records(folder: Path) -> None:
 
 def test_the_table_is_computed_from_the_records(folder: Path) -> None:
     one = json.loads((folder.parent / "run0.json").read_text("utf-8"))
-    text = (folder / report.MARKDOWN).read_text("utf-8")
+    text = (folder / renderers.MARKDOWN).read_text("utf-8")
     head = [cell.strip() for cell in next(line for line in text.splitlines() if "p50 (ms)" in line).split("|")]
     for name in ("googlenet", "resnet50"):
         row = next(line for line in text.splitlines() if line.startswith(f"| {name}"))
@@ -141,7 +156,7 @@ def test_the_table_is_computed_from_the_records(folder: Path) -> None:
 
 
 def test_untrained_weights_are_marked_wherever_they_show(folder: Path) -> None:
-    for name in (report.MARKDOWN, report.PAGE):
+    for name in (renderers.MARKDOWN, renderers.PAGE):
         text = re.sub(r"<svg.*?</svg>", "", (folder / name).read_text("utf-8"), flags=re.DOTALL)
         table = text.split("Networks", 1)[1].split("The paper's claims", 1)[0].split("The paper&#x27;s claims", 1)[0]
         assert "alexnet†" in table and "56.52†" in table and not re.search(r"alexnet(?!†)", table)
@@ -152,7 +167,7 @@ def test_untrained_weights_are_marked_wherever_they_show(folder: Path) -> None:
 
 
 def test_failures_and_what_was_not_measured_say_why(folder: Path) -> None:
-    for name in (report.MARKDOWN, report.PAGE):
+    for name in (renderers.MARKDOWN, renderers.PAGE):
         text = (folder / name).read_text("utf-8")
         assert "vgg16 onnxruntime fp32, batch 1 failed: memory ended at batch 1" in text
         assert "Power was not measured: there is no sensor" in text
@@ -166,13 +181,13 @@ def test_every_figure_is_written_twice_and_takes_the_page_s_ink(folder: Path) ->
     assert names == {f"{row[0]}.{form}" for row in figures.FIGURES for form in ("svg", "png")}
     for path in (folder / "figures").glob("*.svg"):
         assert drawing.INK not in path.read_text("utf-8") and "currentColor" not in path.read_text("utf-8")
-    page = (folder / report.PAGE).read_text("utf-8")
+    page = (folder / renderers.PAGE).read_text("utf-8")
     assert "currentColor" in page and drawing.INK not in page and drawing.DARK not in page.split("</style>")[1]
 
 
 def test_figures_plot_the_records() -> None:
     one = document(networks=("alexnet", "resnet50"), batches=(1, 4), watts=50.0)
-    [series] = report.series_of([("one", one)])
+    [series] = sections.series_of([("one", one)])
     for painter, value in (
         (figures.time_by_batch, lambda i: np.median(i["latency_ms"]["values"]) / i["batch"]),
         (figures.power_by_batch, lambda i: i["power"]["net_w"]),
@@ -183,16 +198,16 @@ def test_figures_plot_the_records() -> None:
         groups = records.by_network(one["records"]).values()
         assert drawn == [pytest.approx([value(item) for item in group]) for group in groups]
     [axis] = figures.ball_chart([series]).axes
-    balls = [ball for ball in axis.collections if len(ball.get_offsets())]
+    balls: list[Any] = [ball for ball in axis.collections if np.size(ball.get_offsets())]
     # Area, not radius, carries the parameters.
-    areas = [float(ball.get_sizes()[0]) for ball in balls]  # type: ignore[attr-defined]
+    areas = [float(ball.get_sizes()[0]) for ball in balls]
     assert areas[0] / areas[1] == pytest.approx(61.1 / 25.6)
 
 
 def test_several_runs_are_told_apart() -> None:
     documents = [(f"run{i}", document(networks=("alexnet",), batches=(1,), cpu=f"CPU {i}")) for i in range(2)]
-    assert [one.label for one in report.series_of(documents)] == [f"ONNX Runtime fp32, run{i}" for i in range(2)]
-    assert "CPU 0, CPU 1" in report.markdown(documents, report.series_of(documents), [])
+    assert [one.label for one in sections.series_of(documents)] == [f"ONNX Runtime fp32, run{i}" for i in range(2)]
+    assert "CPU 0, CPU 1" in sections.report(documents, sections.series_of(documents), []).title
 
 
 def on_gpu(**more: Any) -> dict[str, Any]:
@@ -218,12 +233,13 @@ def on_gpu(**more: Any) -> dict[str, Any]:
 def test_cpu_and_gpu_stand_side_by_side() -> None:
     cpu, gpu = document(networks=("alexnet", "resnet50", "vgg16")), on_gpu()
     documents = [("cpu", cpu), ("gpu", gpu)]
-    text = report.markdown(documents, report.series_of(documents), [])
+    told = sections.report(documents, sections.series_of(documents), [])
+    text = renderers.as_markdown(told)
     assert text.startswith("# Time and power on Synthetic GPU, Imaginary CPU")
     section = text.split("## Machines side by side")[1].split("##")[0]
     head = [cell.strip() for cell in section.split("|", 8)[1:8]]
     assert head == [
-        "network", "Imaginary CPU @ 2.00GHz, best (img/s)", "with", "one image (ms)", "Synthetic GPU, best (img/s)",
+        "network", "Imaginary CPU @ 2.00GHz: best (img/s)", "with", "one image (ms)", "Synthetic GPU: best (img/s)",
         "with", "one image (ms)",
     ]  # fmt: skip
     rows = {
@@ -234,14 +250,14 @@ def test_cpu_and_gpu_stand_side_by_side() -> None:
     one = next(i for i in cpu["records"] if i["network"] == "resnet50" and i["batch"] == 1)
     assert rows["resnet50"][2] == records.significant(one["latency_ms"]["p50"])
     assert rows["densenet121"][:3] == [records.significant(None)] * 3
-    assert "<h2>Machines side by side</h2>" in report.page(documents, report.series_of(documents), [])
-    assert report.together([("one", cpu), ("two", document())]) == ([], [])
+    assert "<h2>Machines side by side</h2>" in renderers.as_html(told)
+    assert sections.together([("one", cpu), ("two", document())]) is None
 
 
 def test_the_roofline_is_drawn_and_told_where_records_hold_it(tmp_path: Path) -> None:
     gpu = on_gpu(networks=("alexnet", "resnet50"), untrained=("alexnet",))
     folder = written(tmp_path, gpu)
-    text, page = ((folder / name).read_text("utf-8") for name in (report.MARKDOWN, report.PAGE))
+    text, page = ((folder / name).read_text("utf-8") for name in (renderers.MARKDOWN, renderers.PAGE))
     table = text.split("\n## Roofline")[1].split("\n## ")[0]
     row = next(line for line in table.splitlines() if line.startswith("| resnet50 |") and "| 256 |" in line)
     assert [cell.strip() for cell in row.split("|")][7:9] == ["44.1", "memory"]
@@ -252,16 +268,18 @@ def test_the_roofline_is_drawn_and_told_where_records_hold_it(tmp_path: Path) ->
     assert "every map written and read once" in text and "Memory of a network on a GPU" in text
     assert "was measured by benchmarks/gpu.sh" in text and "mig not known" in text and "cpus no limit" in text
     # Records without one are reported as before.
-    assert "Roofline" not in report.markdown([("one", document())], report.series_of([("one", document())]), [])
+    plain = [("one", document())]
+    assert "Roofline" not in [part.title for part in sections.report(plain, sections.series_of(plain), []).sections]
 
 
 def test_the_roofline_s_points_and_roof_are_the_records() -> None:
     gpu = on_gpu(networks=("alexnet", "resnet50"))
-    [axis] = figures.roofline(report.series_of([("one", gpu)])).axes
-    roof = next(line for line in axis.lines if len(line.get_xdata()) > 1 and line.get_linewidth() == 1.6)  # type: ignore[arg-type]
-    for x, y in zip(roof.get_xdata(), roof.get_ydata(), strict=True):  # type: ignore[arg-type]
+    [axis] = figures.roofline(sections.series_of([("one", gpu)])).axes
+    lines: list[Any] = list(axis.lines)
+    roof = next(line for line in lines if len(line.get_xdata()) > 1 and line.get_linewidth() == 1.6)
+    for x, y in zip(roof.get_xdata(), roof.get_ydata(), strict=True):
         assert y == pytest.approx(min(800_000.0, 4000.0 * x) / 1e3)
-    seen = {tuple(np.round([*line.get_xdata(), *line.get_ydata()], 6)) for line in axis.lines}  # type: ignore[misc]
+    seen = {tuple(np.round([*line.get_xdata(), *line.get_ydata()], 6)) for line in lines}
     for item in gpu["records"]:
         held = item["roofline"]
         point = (held["operations_per_byte"], held["img_s"] * held["operations"] / 1e12)
@@ -290,9 +308,9 @@ def test_claims_advice_and_plans_take_a_gpu_s_records(tmp_path: Path, capsys: py
 
 def test_a_busy_machine_is_mentioned() -> None:
     one = document(networks=("alexnet",), batches=(1,))
-    assert len(report.how([("one", one)])) == len(report.HOW)
+    assert len(sections.how([("one", one)])) == len(sections.HOW)
     one["environment"]["load_at_start"] = [1.5, 0, 0]
-    assert "a load of 1.5 on 2 cores" in report.how([("one", one)])[-1]
+    assert "a load of 1.5 on 2 cores" in sections.how([("one", one)])[-1]
 
 
 def test_labels_are_moved_apart_and_no_further() -> None:
@@ -399,10 +417,11 @@ def test_a_committed_report_is_what_its_records_give(path: Path) -> None:
     page and its SVG files are not committed.
     """
     documents = [(path.stem, records.read(path))]
-    series, folder = report.series_of(documents), path.with_suffix("")
+    series, folder = sections.series_of(documents), path.with_suffix("")
     drawn = figures.draw(series)
-    assert report.markdown(documents, series, drawn) == (folder / report.MARKDOWN).read_text("utf-8")
-    assert report.table_of_records(documents) == (folder / report.CSV).read_text("utf-8")
+    told = sections.report(documents, series, drawn)
+    assert renderers.as_markdown(told) == (folder / renderers.MARKDOWN).read_text("utf-8")
+    assert renderers.as_csv(documents) == (folder / renderers.CSV).read_text("utf-8")
     assert {figure.name for figure in drawn} == {picture.stem for picture in (folder / "figures").glob("*.png")}
     for item in documents[0][1]["records"]:
         if records.measured(item):

@@ -6,9 +6,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.records import documents
-from models.console import (
-    Commands,
-)
+from models.console import Commands
 
 
 def add(commands: Commands) -> None:
@@ -23,7 +21,7 @@ def add(commands: Commands) -> None:
 
 
 def report(options: argparse.Namespace) -> int:
-    from benchmarks.report import page as reports
+    from benchmarks.report.renderers import write
 
-    print(reports.write(documents(options.results), options.out))
+    print(write(documents(options.results), options.out))
     return 0
