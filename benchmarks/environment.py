@@ -8,13 +8,13 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
+from benchmarks.records import Environment
 from serving.runtime import cores, cpu_model
 
 PACKAGES = (
@@ -31,7 +31,7 @@ FLAGS = (
 IDENTITY = ("cpu", "flags", "cores", "memory_mb", "gpus", "os", "python", "packages", "limits")
 
 
-def describe(threads: int = 0) -> dict[str, Any]:
+def describe(threads: int = 0) -> Environment:
     """This machine, now; `threads` is what the engines are given (0: every core)."""
     return {
         "cpu": cpu_model(),
@@ -52,18 +52,16 @@ def describe(threads: int = 0) -> dict[str, Any]:
     }
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def differences(one: Mapping[str, object], other: Mapping[str, object], names: Sequence[str] = IDENTITY) -> list[str]:
     """In words, what keeps two environments from being compared as equals."""
-    return [
-        f"{name} {one.get(name)!r} and {other.get(name)!r}" for name in IDENTITY if one.get(name) != other.get(name)
-    ]
+    return [f"{name} {one.get(name)!r} and {other.get(name)!r}" for name in names if one.get(name) != other.get(name)]
 
 
 # From this share of the processors on, what else runs takes time from what is measured.
 BUSY = 0.25
 
 
-def busy(environment: Mapping[str, Any]) -> str | None:
+def busy(environment: Environment) -> str | None:
     """A warning where the machine had other work when the run began; its last minute's load says so."""
     load = (environment.get("load_at_start") or [0.0])[0]
     if load <= BUSY * environment["cores"]:
@@ -74,7 +72,7 @@ def busy(environment: Mapping[str, Any]) -> str | None:
     )
 
 
-def machine(environment: Mapping[str, Any]) -> str:
+def machine(environment: Environment) -> str:
     """A name for the machine out of what it is, not of what its owner called it: "amd-epyc-9b14-2c"."""
     gpus = environment.get("gpus") or []
     name = gpus[0]["name"] if gpus else environment["cpu"]
@@ -104,7 +102,7 @@ def memory_mb() -> int | None:
     return round(int(found[1]) * 1024 / 1e6) if found else None
 
 
-def limits() -> dict[str, Any]:
+def limits() -> dict[str, float | None]:
     """What a container allows: processors (from its quota) and memory in MB, null where there is no limit."""
     quota, period = (text("/sys/fs/cgroup/cpu.max") or "max 1").split()[:2]
     if quota == "max":
@@ -119,7 +117,7 @@ def limits() -> dict[str, Any]:
     }
 
 
-def gpus() -> list[dict[str, Any]]:
+def gpus() -> list[dict[str, str]]:
     """Every NVIDIA GPU: name, memory, driver, power limit and clocks as the driver states them."""
     asked = ("name", "memory.total", "driver_version", "power.limit", "clocks.max.sm", "mig.mode.current")
     try:
@@ -133,7 +131,7 @@ def gpus() -> list[dict[str, Any]]:
     return [dict(zip(asked, row, strict=False)) for row in rows]
 
 
-def by_nvml() -> list[dict[str, Any]]:
+def by_nvml() -> list[dict[str, str]]:
     """The same by NVML where the driver is there without its command, as in some containers."""
     try:
         import pynvml
@@ -168,6 +166,6 @@ def command() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def warn_if_busy(here: Mapping[str, Any]) -> None:
+def warn_if_busy(here: Environment) -> None:
     if warning := busy(here):
         print(f"python -m benchmarks: {warning}", file=sys.stderr)

@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.records import Failed, FailureKind
+
 ROOT = Path(__file__).parents[1]
 
 # A child that has not answered by then hangs: engines need minutes to compile the largest networks, not more.
@@ -22,7 +24,11 @@ PATIENCE_S = 900.0
 
 
 class PassError(Exception):
-    """A pass gave no result; the message is what follows "failed: " in the record."""
+    """A pass gave no result; the message is the reason that the record will give."""
+
+    def __init__(self, kind: FailureKind, reason: str) -> None:
+        super().__init__(reason)
+        self.failed = Failed(kind, reason)
 
 
 def in_child(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,21 +41,21 @@ def in_child(job: Mapping[str, Any]) -> dict[str, Any]:
             input=json.dumps(job), capture_output=True, text=True, timeout=PATIENCE_S, env=environment, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise PassError(f"the {job['pass']} pass gave no answer within {PATIENCE_S:g} s") from error
+        raise PassError("process", f"the {job['pass']} pass gave no answer within {PATIENCE_S:g} s") from error
     if child.returncode < 0:
         name = signal.Signals(-child.returncode).name
         # Nobody but the kernel, or who watches over a container's memory, sends SIGKILL to a child of ours.
         memory = child.returncode == -signal.SIGKILL or oom_kills() > killed_before
-        raise PassError(
-            f"memory ended in the {job['pass']} pass ({name})" if memory else f"{name} in the {job['pass']} pass"
-        )
+        if memory:
+            raise PassError("memory", f"memory ended in the {job['pass']} pass ({name})")
+        raise PassError("process", f"{name} in the {job['pass']} pass")
     try:
         answer: dict[str, Any] = json.loads(child.stdout)
     except ValueError as error:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        raise PassError(f"{job['pass']} pass, exit status {child.returncode}: {last}") from error
+        raise PassError("process", f"{job['pass']} pass, exit status {child.returncode}: {last}") from error
     if "failed" in answer:
-        raise PassError(answer["failed"])
+        raise PassError(answer["kind"], answer["failed"])
     return answer
 
 
@@ -96,14 +102,14 @@ class Child:
             status = running.wait()
             self.end()
             if status == -signal.SIGKILL:
-                raise PassError(f"memory ended in the {job['pass']} pass (SIGKILL)")
+                raise PassError("memory", f"memory ended in the {job['pass']} pass (SIGKILL)")
             name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-            raise PassError(f"{name} in the {job['pass']} pass; its last words are above")
+            raise PassError("process", f"{name} in the {job['pass']} pass; its last words are above")
         found: dict[str, Any] = json.loads(line)
         if "failed" in found:
             if self.device != "cpu":
                 self.end()  # after an error of CUDA's everything else fails too
-            raise PassError(found["failed"])
+            raise PassError(found["kind"], found["failed"])
         return found
 
     def end(self) -> None:

@@ -29,19 +29,21 @@ def insert(page: str, made: Mapping[str, str]) -> str:
 REPLICAS_HEADER = ("phase", "sent", "refused", "lost", "sent twice", "p50 ms", "p99 ms", "slowest ms", "by replica")
 
 
-def replicas_rows(items: Sequence[records.Record]) -> list[tuple[str, ...]]:
+def replicas_rows(items: Sequence[records.Replicas]) -> list[tuple[str, ...]]:
     s = records.significant
     return [
         (
-            item["scenario"].partition(": ")[2], *(str(item[n]) for n in ("sent", "refused", "lost", "retried")),
-            *(s((item["latency_ms"] or {}).get(name)) for name in ("p50", "p99")), s(item["slowest_ms"]),
+            str(item["scenario"]).partition(": ")[2],
+            *map(str, (item["sent"], item["refused"], item["lost"], item["retried"])),
+            *((s(latency["p50"]), s(latency["p99"])) if (latency := item["latency_ms"]) else (s(None), s(None))),
+            s(item["slowest_ms"]),
             " + ".join(map(str, item["by_replica"])),
         )
         for item in items
-    ]  # fmt: skip
+    ]
 
 
-def replicas_title(items: Sequence[records.Record]) -> str:
+def replicas_title(items: Sequence[records.Replicas]) -> str:
     first = items[0]
     return (
         f"{first['network']} {first['engine']} {first['precision']}, {first['rate']:g} requests a second at random, "

@@ -191,7 +191,7 @@ def test_a_plan_names_replicas_that_keep_the_bound(tmp_path: Path, capsys: pytes
 
 def under_load(item: dict[str, Any], concurrency: int, p50: float, rate: float, mean_batch: float) -> dict[str, Any]:
     return item | {
-        "scenario": f"closed loop, {concurrency} in flight", "concurrency": concurrency, "batch": None,
+        "kind": "load", "scenario": f"closed loop, {concurrency} in flight", "concurrency": concurrency, "batch": None,
         "latency_ms": records.latency([[p50] * 50]), "throughput_img_s": rate, "mean_batch": mean_batch,
         "split_ms": {"decode": {"mean": 1.0, "p99": 1.0}}, "sent": 50, "errors": {}, "slo_ms": None, "within_slo": None,
         "rate": None, "client_lag_p99_ms": 0.1,
@@ -220,7 +220,7 @@ def test_a_measured_highest_rate_counts_where_it_is_lower_than_the_model_s(
 ) -> None:
     one = document(networks=("resnet50",), batches=(1, 4))
     found = under_load(one["records"][0], 1, 300.0, 5.0, 1.0) | {"concurrency": None, "rate": 5.0, "slo_ms": 2000.0}
-    found |= {"scenario": "MLPerf-style server, p99 within 2000 ms", "rungs": [[5.0, 1.0, 300.0]]}
+    found |= {"kind": "search", "scenario": "MLPerf-style server, p99 within 2000 ms", "rungs": [[5.0, 1.0, 300.0]]}
     documents = [("one", one), ("search", one | {"records": [found]})]
     [option], _ = capacity.plan(documents, 20, 2000)
     assert option.rate_each == 5.0 < option.model_each and option.replicas == 4
@@ -233,7 +233,7 @@ def test_a_measured_highest_rate_counts_where_it_is_lower_than_the_model_s(
 
 def test_a_search_that_found_no_rate_is_no_promise_of_one() -> None:
     one = document(networks=("resnet50",), batches=(1, 4))
-    failed = under_load(one["records"][0], 1, 300.0, 5.0, 1.0) | {"rate": None, "slo_ms": 2000.0}
+    failed = under_load(one["records"][0], 1, 300.0, 5.0, 1.0) | {"kind": "search", "rate": None, "slo_ms": 2000.0}
     failed |= {"status": "failed: no rate keeps the 99th percentile within 2000 ms", "rungs": [[5.0, 0.5, 3000.0]]}
     documents = [("one", one), ("search", one | {"records": [failed]})]
     options, refused = capacity.plan(documents, 20, 2000)
@@ -314,11 +314,14 @@ def test_a_search_has_no_interval_and_offline_counts_images() -> None:
     old, new = json.loads(json.dumps(one)), json.loads(json.dumps(one))
     for made, rate, batch in ((old, 10.0, 4.0), (new, 5.0, 8.0)):
         made["records"][0] |= {
+            "kind": "scenario",
+            "name": "server",
             "scenario": "MLPerf-style server, p99 within 9 ms",
             "rungs": [[rate, 1.0, 1.0]],
             "rate": rate,
         }
-        made["records"][1] |= {"scenario": "MLPerf-style offline", "mean_batch": batch}
+        made["records"][1] |= {"kind": "scenario", "name": "offline", "scenario": "MLPerf-style offline"}
+        made["records"][1]["mean_batch"] = batch
     server, offline = regression.compare(old, new)
     assert server.verdict == "10.0 to 5.00 img/s, by search: no interval" and not server.fails
     assert offline.ratio == pytest.approx(0.5)

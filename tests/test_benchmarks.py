@@ -108,7 +108,7 @@ def test_a_run_goes_on_after_a_failure(
 ) -> None:
     def answer(job: dict[str, Any]) -> dict[str, Any]:
         if job["batch"] == 1:
-            raise process.PassError("the engine does not like it")
+            raise process.PassError("engine", "the engine does not like it")
         return well(job)
 
     answers(monkeypatch, answer)
@@ -124,7 +124,7 @@ def test_nothing_measured_at_all_is_a_failure(
     tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answer(job: dict[str, Any]) -> dict[str, Any]:
-        raise process.PassError("broken")
+        raise process.PassError("engine", "broken")
 
     answers(monkeypatch, answer)
     assert run(tiny.tag, tmp_path / "out.json") == 1
@@ -134,7 +134,7 @@ def test_nothing_measured_at_all_is_a_failure(
 def test_larger_batches_are_not_tried_where_memory_ended(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(job: dict[str, Any]) -> dict[str, Any]:
         if job["batch"] == 2:
-            raise process.PassError("memory ended in the latency pass (SIGKILL)")
+            raise process.PassError("memory", "memory ended in the latency pass (SIGKILL)")
         return well(job)
 
     jobs = answers(monkeypatch, answer)
@@ -168,16 +168,16 @@ def test_a_child_that_dies_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_a_child_out_of_memory_is_told_from_other_failures(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    for error, reason in (
-        (MemoryError(), "memory ended in the memory pass"),
-        (RuntimeError("std::bad_alloc"), "memory ended in the memory pass: std::bad_alloc"),
-        (ValueError("wrong\nshape"), "wrong shape"),
+    for error, kind, reason in (
+        (MemoryError(), "memory", "memory ended in the memory pass"),
+        (RuntimeError("std::bad_alloc"), "memory", "memory ended in the memory pass: std::bad_alloc"),
+        (ValueError("wrong\nshape"), "engine", "wrong shape"),
     ):
 
         def fail(job: dict[str, Any], error: Exception = error) -> dict[str, Any]:
             raise error
 
-        assert child.attempt({"pass": "memory"}, {"memory": fail}) == {"failed": reason}
+        assert child.attempt({"pass": "memory"}, {"memory": fail}) == {"kind": kind, "failed": reason}
 
 
 def test_interrupting_keeps_what_was_measured_and_a_second_run_resumes(
@@ -209,7 +209,7 @@ def test_interrupting_keeps_what_was_measured_and_a_second_run_resumes(
 def test_failed_records_are_measured_again(tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(job: dict[str, Any]) -> dict[str, Any]:
         if job["batch"] == 1:
-            raise process.PassError("for once")
+            raise process.PassError("engine", "for once")
         return well(job)
 
     answers(monkeypatch, answer)
@@ -396,7 +396,7 @@ def test_watts_and_joules_are_gross_and_net() -> None:
 def test_a_measured_power_pass_stands_in_the_record(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_SENSORS", {})
     monkeypatch.setattr(measure, "sensor_for", lambda engine: Board())
-    filled = records.nothing_measured("") | {"source": "rapl", "reason": None, "mean_w": 30.0}
+    filled = records.no_power("") | {"source": "rapl", "reason": None, "mean_w": 30.0}
     answers(monkeypatch, lambda job: filled if job["pass"] == "power" else well(job))
     [item] = measure.measure_all(measure.cells([tiny], ["onnxruntime"], None, [1]), BRIEF, 1)
     assert item["power"]["mean_w"] == 30.0 and not list(records.problems(item))

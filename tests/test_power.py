@@ -139,13 +139,13 @@ def plugged(monkeypatch: pytest.MonkeyPatch, board: Board) -> Board:
     return board
 
 
-def measured(board: Board, sensor: power.Sensor, **more: Any) -> records.Record:
+def measured(board: Board, sensor: power.Sensor, **more: Any) -> records.Power:
     return power.measure(
         sensor, lambda: board.work, 8, idle_s=10, window_s=5, trials=3, clock=board.clock, sleep=board.sleep, **more
     )
 
 
-def check(found: records.Record) -> None:
+def check(found: records.Power) -> None:
     """One step of the counter more or less is 2 % of five seconds."""
     assert found["idle_w"] == pytest.approx(Board.IDLE_W, rel=0.01)
     assert found["mean_w"] == pytest.approx(Board.BUSY_W, rel=0.02)
@@ -168,7 +168,9 @@ def test_the_counter_gives_joules_and_the_conditions_of_work(board: Board) -> No
     assert (found["board"], found["driver"], found["temperature_c"]) == ("Played Back GPU", "580.00", 61)
     assert (found["power_limit_w"], found["mig"]) == (500.0, None)
     assert found["other_processes"] == {"count": 2, "memory_mb": 2500.0}
-    item = records.record(network="x", engine="e", precision="p", weights="w", status="failed: x", power=found)
+    item = records.unmeasured(records.Failed("engine", "x")) | {
+        "kind": "cell", "network": "x", "engine": "e", "precision": "p", "batch": 1, "weights": "w", "power": found,
+    }  # fmt: skip
     assert list(records.problems(item)) == []
 
 

@@ -58,7 +58,15 @@ def test_a_loss_fails_the_command_and_is_named(
 ) -> None:
     outcomes = [outcome(10.0, 0.0, 5.0, 1), load.Outcome(502, 3.0, 0.0)]
     item = load.record(load.Scenario(rate=5), outcomes, 1.0, None, None)
-    item |= {"phase": "killed", "refused": 0, "lost": 1, "retried": 1, "slowest_ms": 10.0, "by_replica": [1, 1]}
+    item |= {
+        "kind": "replicas",
+        "phase": "killed",
+        "refused": 0,
+        "lost": 1,
+        "retried": 1,
+        "slowest_ms": 10.0,
+        "by_replica": [1, 1],
+    }
     monkeypatch.setattr(replicas, "measure", lambda *_: [item])
     assert main(["replicas", "resnet50"]) == 1
     out, err = capsys.readouterr()

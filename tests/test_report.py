@@ -52,7 +52,7 @@ def document(
             for batch in batches:
                 middle = macs * batch / (rate * 1e6) / (1 + 0.3 * math.log2(batch) / 4) / (1 + number)
                 values = generator.normal(middle, middle / 25, 40).clip(middle / 2)
-                power = records.nothing_measured("there is no sensor")
+                power = records.no_power("there is no sensor")
                 if watts is not None:
                     mean = watts * float(generator.normal(1, 0.02))
                     power |= {"source": "rapl", "reason": None, "idle_w": 10.0, "mean_w": mean + 10, "net_w": mean}
@@ -60,19 +60,20 @@ def document(
                     power |= {"joules_per_image": (mean + 10) * middle / 1e3 / batch}
                     power |= {"net_joules_per_image": mean * middle / 1e3 / batch}
                 items.append(
-                    records.record(
-                        network=name, version="1", family=family, year=year, classes=1000, engine=engine,
-                        precision=precision, batch=batch, threads=2, settings="full", status="ok",
-                        weights="untrained" if name in untrained else "pretrained",
-                        latency_ms=records.latency([values[:20].tolist(), values[20:].tolist()]),
-                        throughput_img_s=1e3 * batch / middle, cpu_seconds_per_image=2 * middle / 1e3 / batch,
-                        memory_mb={
+                    {
+                        "kind": "cell", "network": name, "version": "1", "family": family, "year": year,
+                        "classes": 1000, "engine": engine, "precision": precision, "batch": batch, "scenario": None,
+                        "threads": 2, "settings": "full", "status": "ok", "failure": None,
+                        "weights": "untrained" if name in untrained else "pretrained",
+                        "latency_ms": records.latency([values[:20].tolist(), values[20:].tolist()]),
+                        "throughput_img_s": 1e3 * batch / middle, "cpu_seconds_per_image": 2 * middle / 1e3 / batch,
+                        "memory_mb": {
                             "weights": params * 4e-6, "peak_gpu": None, "activations": 4.0 * batch,
                             "peak_rss": params * 5.2e-6 + 60 + max(16.0, 4.0 * batch),
                         },
-                        power=power, macs=int(macs), params=int(params), top1=top1, top5=None,
-                        accuracy_source="published" + " (weights here are untrained)" * (name in untrained),
-                    )
+                        "power": power, "macs": int(macs), "params": int(params), "top1": top1, "top5": None,
+                        "accuracy_source": "published" + " (weights here are untrained)" * (name in untrained),
+                    }
                 )  # fmt: skip
     environment = {"cpu": cpu, "cores": 2, "memory_mb": 8000, "gpus": [], "date": "2026-01-02T03:04:05+00:00"}
     environment |= {"command": "python -m benchmarks run", "limits": {"cpus": None, "memory_mb": 4000}}
@@ -220,7 +221,7 @@ def on_gpu(**more: Any) -> dict[str, Any]:
         limit, share = roofline.bound(work, item["batch"], 4000.0, 800_000.0), 0.2 + 0.1 * math.log10(item["batch"])
         item["memory_mb"] |= {"peak_rss": None, "peak_gpu": 100.0 + max(30, 2 * item["batch"])}
         item["power"]["source"] = "nvml"
-        item["parity"] = {"verdict": "pass"}
+        item |= {"kind": "gpu_cell", "parity": {"verdict": "pass"}}
         item["roofline"] = {
             "operations": work.operations, "weight_bytes": work.weight_bytes, "image_bytes": work.image_bytes,
             "operations_per_byte": limit.intensity, "copy_gb_s": 4000.0, "matrix_gop_s": 800_000.0,

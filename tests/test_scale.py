@@ -82,7 +82,8 @@ def pair(one: dict[str, Any], decode: float = 3.0, total: float = 0.016) -> dict
     """The steady phase of a two-replica run of `one`'s first network."""
     base = one["records"][0]
     return base | {
-        "scenario": "two replicas, 20 per second: nothing happens", "phase": "steady", "batch": None, "rate": 20.0,
+        "kind": "replicas", "scenario": "two replicas, 20 per second: nothing happens", "phase": "steady",
+        "batch": None, "rate": 20.0,
         "engine_ms": {"1": [10.0] * 30, "2": [16.0] * 10}, "around_ms": [8.0] * 40, "by_replica": [20, 20],
         "split_ms": {"decode": {"mean": decode, "p50": decode, "p99": decode}},
         "cpu_seconds_per_image": total, "body_bytes": 1e5,

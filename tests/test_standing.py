@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import records
 from benchmarks.__main__ import main
 from benchmarks.campaigns import all as campaigns
 from benchmarks.campaigns import cases, checks, copies, hostile, overload, target
@@ -369,7 +370,7 @@ def test_a_file_of_something_else_is_told(tmp_path: Path) -> None:
     for text in ("[]", "{}", "no JSON"):
         path.write_text(text)
         with pytest.raises(Usage, match=r"a\.json"):
-            checks.read(path)
+            records.read_campaigns(path)
 
 
 RESULTS = sorted((ROOT / "benchmarks" / "results" / "standing").glob("*.json"))
@@ -378,7 +379,7 @@ RESULTS = sorted((ROOT / "benchmarks" / "results" / "standing").glob("*.json"))
 @pytest.mark.skipif(not RESULTS, reason="no campaign has been run in full yet")
 def test_the_committed_campaigns_passed() -> None:
     for path in RESULTS:
-        document = checks.read(path)
+        document = records.read_campaigns(path)
         assert document["environment"]["settings"] == "full"
         assert {c["name"]: c["passed"] for c in document["campaigns"]} == dict.fromkeys(campaigns.CAMPAIGNS, True)
 
@@ -396,7 +397,7 @@ def test_the_service_stands_every_campaign_in_brief(
     monkeypatch.setattr(overload, "TIMES", 2)
     out = tmp_path / "tiny.json"
     assert main(["stand", tiny.tag, "--engine", "onnxruntime", "--brief", "--out", str(out)]) in (0, 1)
-    found = {campaign["name"]: campaign for campaign in checks.read(out)["campaigns"]}
+    found = {campaign["name"]: campaign for campaign in records.read_campaigns(out)["campaigns"]}
     assert list(found) == list(campaigns.CAMPAIGNS)
     for name, campaign in found.items():
         for check in campaign["checks"]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any
 
-from benchmarks.records import FEWEST_FOR_P99, Record, measured, memory, significant
+from benchmarks.records import FEWEST_FOR_P99, Cell, Document, is_cell, measured, memory, significant
 from models.console import table
 
 RUNNERS_UP = 5
@@ -49,7 +48,7 @@ class Miss:
 @dataclass(frozen=True)
 class Candidate:
     run: str  # the result file's name, where there are several
-    record: Record
+    record: Cell
     misses: tuple[Miss, ...]
 
     @property
@@ -74,60 +73,60 @@ class Advice:
         return self.fitting[0] if self.fitting else None
 
 
-def recommend(documents: Sequence[tuple[str, dict[str, Any]]], bounds: Bounds) -> Advice:
+def recommend(documents: Sequence[Document], bounds: Bounds) -> Advice:
     """What of the in-process records in `documents` (file name, content) keeps `bounds`, best first."""
     several = len(documents) > 1
     candidates = [
         Candidate(name if several else "", item, tuple(misses(item, bounds)))
         for name, document in documents
         for item in document["records"]
-        if not item.get("scenario")
+        if is_cell(item)
     ]
     fitting = sorted((c for c in candidates if not c.misses), key=lambda c: rank(c.record, bounds))
     others = sorted((c for c in candidates if c.misses), key=lambda c: (c.distance, rank(c.record, bounds)))
     return Advice(bounds, tuple(fitting), tuple(others))
 
 
-def rank(item: Record, bounds: Bounds) -> tuple[float, ...]:
+def rank(item: Cell, bounds: Bounds) -> tuple[float, ...]:
     """Sorts the better first, by the rule above."""
     speed = -(item["throughput_img_s"] or 0.0)
     accuracy = -(-inf if item["top1"] is None else item["top1"])
     return (speed, accuracy) if bounds.min_top1 is not None else (accuracy, speed)
 
 
-def misses(item: Record, bounds: Bounds) -> Iterator[Miss]:
+def misses(item: Cell, bounds: Bounds) -> Iterator[Miss]:
     """The bounds that `item` does not keep, in words."""
     if not measured(item):
         yield Miss(item["status"], inf)
         return
-    power, unknown = item["power"], inf
-    if (bound := bounds.p99_ms) is not None and (value := item["latency_ms"]["p99"]) > bound:
+    power, unknown, latency = item["power"], inf, item["latency_ms"]
+    if latency and (bound := bounds.p99_ms) is not None and (value := latency["p99"]) > bound:
         yield Miss(f"p99 {significant(value)} ms", value / bound - 1)
     if (bound := bounds.min_top1) is not None:
-        if (value := item["top1"]) is None:
+        if (top1 := item["top1"]) is None:
             yield Miss("top-1 is not known", unknown)
-        elif value < bound:
-            yield Miss(f"top-1 {value:.2f} %", bound / value - 1)
+        elif top1 < bound:
+            yield Miss(f"top-1 {top1:.2f} %", bound / top1 - 1)
     if (bound := bounds.max_watts) is not None:
-        if (value := power["mean_w"]) is None:
+        if (watts := power["mean_w"]) is None:
             yield Miss(f"power was not measured: {power['reason']}", unknown)
-        elif value > bound:
-            yield Miss(f"{significant(value)} W", value / bound - 1)
+        elif watts > bound:
+            yield Miss(f"{significant(watts)} W", watts / bound - 1)
     if (bound := bounds.max_memory_mb) is not None:
-        if (value := memory(item)) is None:
+        if (megabytes := memory(item)) is None:
             yield Miss("memory was not measured", unknown)
-        elif value > bound:
-            yield Miss(f"{significant(value)} MB", value / bound - 1)
+        elif megabytes > bound:
+            yield Miss(f"{significant(megabytes)} MB", megabytes / bound - 1)
 
 
-def behind(item: Record, best: Record, bounds: Bounds) -> str:
+def behind(item: Cell, best: Cell, bounds: Bounds) -> str:
     """Why `item`, which keeps every bound, is not the choice."""
-    words = []
-    if bounds.min_top1 is None and None not in (item["top1"], best["top1"]) and item["top1"] < best["top1"]:
-        words.append(f"{best['top1'] - item['top1']:.2f} points less accurate")
-    if bounds.min_top1 is None and item["top1"] is None and best["top1"] is not None:
+    words, top1, highest = [], item["top1"], best["top1"]
+    if bounds.min_top1 is None and top1 is not None and highest is not None and top1 < highest:
+        words.append(f"{highest - top1:.2f} points less accurate")
+    if bounds.min_top1 is None and top1 is None and highest is not None:
         words.append("top-1 is not known")
-    speed = item["throughput_img_s"] / best["throughput_img_s"]
+    speed = (item["throughput_img_s"] or 0.0) / (best["throughput_img_s"] or 1.0)
     if not words or speed > 1:
         words.append(f"{speed:.2f} times the images per second")
     return ", but ".join(words)
@@ -138,13 +137,13 @@ HEADER = ("network", "engine", "precision", "batch", "p99 ms", "img/s", "top-1 %
 
 def row(candidate: Candidate) -> tuple[str, ...]:
     item = candidate.record
-    latency = item["latency_ms"] or {}
+    latency = item["latency_ms"]
     few = "*" if latency and latency["count"] < FEWEST_FOR_P99 else ""
     top1 = "–" if item["top1"] is None else f"{item['top1']:.2f}"  # noqa: RUF001
     watts = "not measured" if item["power"]["mean_w"] is None else significant(item["power"]["mean_w"])
     return (
         item["network"], item["engine"], item["precision"], str(item["batch"]),
-        significant(latency.get("p99")) + few, significant(item["throughput_img_s"]),
+        significant(latency["p99"] if latency else None) + few, significant(item["throughput_img_s"]),
         top1 + ("†" if item["top1"] is not None and item["weights"] == "untrained" else ""), watts,
         significant(memory(item)),
     )  # fmt: skip
@@ -204,7 +203,7 @@ def notes(advice: Advice) -> list[str]:
         )
     if any(i["latency_ms"] and i["latency_ms"]["count"] < FEWEST_FOR_P99 for i in shown):
         found.append(f"* From fewer than {FEWEST_FOR_P99} calls: little more than the slowest of them.")
-    if advice.bounds.max_watts is None and (reasons := {i["power"]["reason"] for i in shown} - {None}):
+    if advice.bounds.max_watts is None and (reasons := {reason for i in shown if (reason := i["power"]["reason"])}):
         found.append(f"Power was not measured: {'; '.join(sorted(reasons))}.")
     found.append("Times are the engine's alone; `python -m benchmarks plan` adds queueing, decoding and HTTP.")
     return found

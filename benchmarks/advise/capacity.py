@@ -20,12 +20,23 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from benchmarks.advise.queueing import PERCENTILE, Service, highest_rate, solve
-from benchmarks.records import Record, measured, significant
+from benchmarks.records import (
+    Document,
+    Identity,
+    Load,
+    MeasuredCell,
+    Record,
+    Search,
+    measured,
+    measured_cells,
+    searches,
+    significant,
+)
 from models.console import table
 
 # The spread of a service time, as shares of the calls from the fastest on: what a p99 is made of is in the last two.
@@ -39,7 +50,7 @@ SHARES = (0.5, 0.9, 0.99, 1.0)
 class Option:
     """One way to serve `rate`: so many replicas of a network in an engine with batches up to `max_batch`."""
 
-    record: Record  # at batch 1: what it is
+    record: MeasuredCell  # at batch 1: what it is
     max_batch: int
     replicas: int
     rate_each: float  # the highest within the bound: the model's, or the measured one where that is lower
@@ -51,7 +62,7 @@ class Option:
 
 
 def plan(
-    documents: Sequence[tuple[str, dict[str, Any]]],
+    documents: Sequence[Document],
     rate: float,
     slo_ms: float,
     min_top1: float | None = None,
@@ -61,11 +72,10 @@ def plan(
     combinations cannot keep the bound.
     """
     every = [item for _, document in documents for item in document["records"]]
-    items = [item for item in every if measured(item)]
-    searched = [item for item in every if item.get("rungs") and item["slo_ms"] == slo_ms]
+    searched = searches(every, slo_ms)
     best: dict[str, Option] = {}
     refused = []
-    for (network, engine, precision), group in progress(list(series(items).items())):
+    for (network, engine, precision), group in progress(list(series(measured_cells(every)).items())):
         name = f"{network} {engine} {precision}"
         alone = group.get(1)
         if alone is None:
@@ -78,7 +88,7 @@ def plan(
         if rates and not any(rates):
             refused.append(f"{name}: the search over HTTP found no rate that keeps {slo_ms:g} ms")
             continue
-        loads = [i for i in items if i.get("split_ms") and key(i) == (network, engine, precision)]
+        loads = [i for i in every if is_served(i) and key(i) == (network, engine, precision)]
         options = [o for b in sorted(group) if (o := option(group, b, loads, rate, slo_ms)) is not None]
         if not options:
             refused.append(f"{name}: a request alone takes longer than {slo_ms:g} ms at its 99th percentile")
@@ -94,27 +104,31 @@ def order(one: Option) -> tuple[float, float, float]:
     return one.replicas, -(top1 if top1 is not None else -math.inf), -one.rate_each
 
 
-def key(item: Record) -> tuple[str, str, str]:
+def key(item: Identity) -> tuple[str, str, str]:
     return item["network"], item["engine"], item["precision"]
 
 
-def series(items: Sequence[Record]) -> dict[tuple[str, str, str], dict[int, Record]]:
-    """The in-process records by network, engine and precision, and in these by batch."""
-    found: dict[tuple[str, str, str], dict[int, Record]] = {}
+def is_served(item: Record) -> TypeGuard[Load | Search]:
+    """Whether the service answered requests of this record, and said where their time went."""
+    return item["kind"] in ("load", "search") and measured(item) and bool(item.get("split_ms"))
+
+
+def series(items: Sequence[MeasuredCell]) -> dict[tuple[str, str, str], dict[int, MeasuredCell]]:
+    """The cells by network, engine and precision, and in these by batch."""
+    found: dict[tuple[str, str, str], dict[int, MeasuredCell]] = {}
     for item in items:
-        if not item.get("scenario"):
-            found.setdefault(key(item), {})[item["batch"]] = item
+        found.setdefault(key(item), {})[item["batch"]] = item
     return found
 
 
 def option(
-    group: dict[int, Record], max_batch: int, loads: Sequence[Record], rate: float, slo_ms: float
+    group: dict[int, MeasuredCell], max_batch: int, loads: Sequence[Load | Search], rate: float, slo_ms: float
 ) -> Option | None:
     service = service_of(group, max_batch, loads)
     modelled = highest_rate(service, slo_ms / 1e3)
     if modelled is None:
         return None
-    found = [float(item["rate"]) for item in loads if item.get("rungs") and item["slo_ms"] == slo_ms]
+    found = [highest for item in searches(loads, slo_ms) if (highest := item["rate"]) is not None]
     each = min(modelled, *found) if found else modelled
     replicas = math.ceil(rate / each)
     state = solve(service, rate / replicas)
@@ -125,7 +139,7 @@ def option(
     return Option(group[1], max_batch, replicas, each, modelled, measured_each, state.busy, p99, served)
 
 
-def service_of(group: dict[int, Record], max_batch: int, loads: Sequence[Record] = ()) -> Service:
+def service_of(group: dict[int, MeasuredCell], max_batch: int, loads: Sequence[Load | Search] = ()) -> Service:
     """The service of records by batch, 1 among them, with what the load records say the engine's time leaves out."""
     known = sorted(b for b in group if b <= max_batch)
     middles = [float(np.median(group[b]["latency_ms"]["values"])) / 1e3 for b in known]
@@ -142,14 +156,14 @@ def service_of(group: dict[int, Record], max_batch: int, loads: Sequence[Record]
     return Service(tuple(max(time, engine(n)) for n, time in enumerate(times, 1)), factors, weights)
 
 
-def of_the_service(loads: Sequence[Record]) -> Callable[[float], float] | None:
+def of_the_service(loads: Sequence[Load | Search]) -> Callable[[float], float] | None:
     """Seconds that the whole service takes for a batch, from its closed-loop records, where there are two at least.
 
     A closed loop that is never idle answers a batch of m at a rate of X in m / X seconds, decoding and HTTP included;
     the line through the smallest and the largest of these batches gives the others.
     """
-    closed = [item for item in loads if item.get("concurrency") and item.get("mean_batch")]
-    points = sorted((float(i["mean_batch"]), float(i["mean_batch"]) / float(i["throughput_img_s"])) for i in closed)
+    closed = [(i["mean_batch"], i["throughput_img_s"]) for i in loads if i["concurrency"]]
+    points = sorted((batch, batch / rate) for batch, rate in closed if batch and rate)
     if len(points) < 2:
         return None
     (first, low), (last, high) = points[0], points[-1]

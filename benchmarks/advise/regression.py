@@ -14,14 +14,25 @@ A cell fails where the whole interval lies beyond the floor, or where what was m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.records import BLOCKS, CONFIDENCE, RESAMPLES, Record, measured, significant
+from benchmarks.environment import differences
+from benchmarks.records import (
+    BLOCKS,
+    CONFIDENCE,
+    RESAMPLES,
+    Environment,
+    Record,
+    RecordsFile,
+    Search,
+    measured,
+    significant,
+)
 from models.console import Usage, table
 
 SLOWER, FASTER, SAME, UNKNOWN = "slower", "faster", "the same", "cannot be told"
@@ -51,14 +62,9 @@ class Change:
     fails: bool
 
 
-def compare(old: dict[str, Any], new: dict[str, Any], floor: float = FLOOR) -> list[Change]:
+def compare(old: RecordsFile, new: RecordsFile, floor: float = FLOOR) -> list[Change]:
     """A change for every cell that either file measured; `floor` in percent. `Usage` for files of two machines."""
-    other = [
-        f"{name} {old['environment'].get(name)!r} and {new['environment'].get(name)!r}"
-        for name in MACHINE
-        if old["environment"].get(name) != new["environment"].get(name)
-    ]
-    if other:
+    if other := differences(old["environment"], new["environment"], MACHINE):
         raise Usage(f"the files are of two machines ({'; '.join(other)}); measure both on one")
     before, after = by_cell(old["records"]), by_cell(new["records"])
     cells = [change(name, before[name], after.get(name), floor) for name in before]
@@ -81,7 +87,7 @@ def change(name: str, old: Record, new: Record | None, floor: float) -> Change:
         return Change(name, "new" if measured(new) else "failed in both", None, None, None, middle(new), False)
     if not measured(new):
         return Change(name, new["status"], None, None, middle(old), None, True)
-    if old.get("rungs") and new.get("rungs"):
+    if is_search(old) and is_search(new):
         # Its latencies are those of two rates; and one search says nothing about how far the next would be from it.
         rates = f"{significant(old['rate'])} to {significant(new['rate'])} img/s, by search: no interval"
         return Change(name, rates, None, None, None, None, False)
@@ -90,6 +96,10 @@ def change(name: str, old: Record, new: Record | None, floor: float) -> Change:
     low, high = interval(before, after)
     told = verdict(low, high, floor / 100)
     return Change(name, told, ratio, (low, high), middle(old), middle(new), fails=low > 1 + floor / 100)
+
+
+def is_search(item: Record) -> TypeGuard[Search]:
+    return bool(item.get("rungs"))
 
 
 def verdict(low: float, high: float, floor: float) -> str:
@@ -109,8 +119,9 @@ def starts(item: Record) -> list[Values]:
     batch, milliseconds per image.
     """
     latency = item["latency_ms"]
+    assert latency is not None  # it was measured
     ends = np.cumsum(latency.get("starts") or [latency["count"]])
-    images = item["mean_batch"] if str(item.get("scenario")).endswith("offline") else 1
+    images = item["mean_batch"] if item["kind"] == "scenario" and item["name"] == "offline" else 1
     return np.split(np.asarray(latency["values"], dtype=np.float64) / images, ends[:-1])
 
 
@@ -137,7 +148,7 @@ def resampled(side: Sequence[Values], generator: np.random.Generator) -> float:
 HEADER = ("cell", "old ms", "new ms", "new / old", "95 % interval", "verdict")
 
 
-def text(changes: Sequence[Change], environments: Sequence[Mapping[str, Any]], floor: float) -> str:
+def text(changes: Sequence[Change], environments: Sequence[Environment], floor: float) -> str:
     """The comparison for the terminal."""
     s = significant
     rows = [

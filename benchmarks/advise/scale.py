@@ -20,11 +20,11 @@ from typing import Any
 
 from benchmarks.advise import capacity, queueing, simulation
 from benchmarks.advise.queueing import Service
-from benchmarks.records import Record, measured, significant
+from benchmarks.records import Document, MeasuredCell, Replicas, measured, measured_cells, significant
 from benchmarks.tables import REPLICAS_HEADER, markdown, replicas_rows, replicas_title
 from models.console import Failure, Usage
 
-Documents = Sequence[tuple[str, dict[str, Any]]]
+Documents = Sequence[Document]
 
 RATES = (1_000, 100_000, 10_000_000)
 
@@ -58,7 +58,7 @@ class Beside:
 class Row:
     """One network at one precision in its fastest engine: what a replica does within the bound."""
 
-    record: Record  # at the largest batch
+    record: MeasuredCell  # at the largest batch
     max_batch: int
     cores: int
     each: float  # images a second, from photographs
@@ -70,9 +70,10 @@ class Row:
         return math.ceil(rate / self.each)
 
 
-def steady(documents: Documents) -> list[Record]:
+def steady(documents: Documents) -> list[Replicas]:
     """The phases of `benchmarks replicas` in which nothing happened."""
-    return [i for _, d in documents for i in d["records"] if measured(i) and i.get("phase") == "steady"]
+    items = [i for _, d in documents for i in d["records"] if i["kind"] == "replicas"]
+    return [item for item in items if measured(item) and item["phase"] == "steady"]
 
 
 def beside(documents: Documents) -> Beside:
@@ -85,13 +86,13 @@ def beside(documents: Documents) -> Beside:
     # are times on the clock: where a core was taken away in the middle, they are more than was worked.
     shares = [value / int(size) for size, values in item["engine_ms"].items() for value in values]
     engine = statistics.median(shares) / 1e3
-    decode = item["split_ms"]["decode"]["p50"] / 1e3
-    if (http := item["cpu_seconds_per_image"] - engine - decode) <= 0:
+    decode = item["split_ms"]["decode"]["p50"] / 1e3 if item["split_ms"] else 0.0
+    if (http := (item["cpu_seconds_per_image"] or 0.0) - engine - decode) <= 0:
         raise Failure(
             f"{item['scenario']}: the stages took longer than was worked: the machine had other work; run it again"
         )
     alone = [i for i in in_process(documents) if capacity.key(i) == capacity.key(item) and i["batch"] == 1]
-    extra = item["memory_mb"]["peak_rss"] - alone[0]["memory_mb"]["peak_rss"] if alone else 0.0
+    extra = (item["memory_mb"]["peak_rss"] or 0.0) - (alone[0]["memory_mb"]["peak_rss"] or 0.0) if alone else 0.0
     return Beside(
         decode,
         http,
@@ -100,9 +101,8 @@ def beside(documents: Documents) -> Beside:
     )
 
 
-def in_process(documents: Documents) -> list[Record]:
-    items = (i for _, d in documents for i in d["records"] if measured(i))
-    return [i for i in items if i.get("batch") and not i.get("scenario")]
+def in_process(documents: Documents) -> list[MeasuredCell]:
+    return measured_cells(i for _, d in documents for i in d["records"])
 
 
 def table_rows(
@@ -110,11 +110,11 @@ def table_rows(
 ) -> tuple[list[Row], list[str]]:
     """The rows, most accurate network first; and in words, which networks cannot keep the bound."""
     around, rows, refused = beside(documents), [], []
-    groups: dict[tuple[str, str], list[tuple[dict[int, Record], int]]] = {}
+    groups: dict[tuple[str, str], list[tuple[dict[int, MeasuredCell], int]]] = {}
     for _, document in documents:
-        for (network, _, precision), group in capacity.series(in_process([("", document)])).items():
+        for (network, _, precision), group in capacity.series(measured_cells(document["records"])).items():
             if 1 in group:
-                cores = int(document["environment"]["cores"])
+                cores = document["environment"]["cores"]
                 groups.setdefault((network, precision), []).append((group, cores))
     for (network, precision), engines in progress(sorted(groups.items())):
         found = [row for group, cores in engines if (row := best(group, cores, around, slo_ms)) is not None]
@@ -127,7 +127,7 @@ def table_rows(
     return sorted(rows, key=lambda r: (-(r.record["top1"] or 0), r.record["network"], -r.each)), refused
 
 
-def best(group: dict[int, Record], cores: int, around: Beside, slo_ms: float) -> Row | None:
+def best(group: dict[int, MeasuredCell], cores: int, around: Beside, slo_ms: float) -> Row | None:
     """The largest batch's row that does most within the bound; None where no batch keeps it."""
     options = []
     for max_batch in sorted(group):
@@ -151,11 +151,11 @@ def best(group: dict[int, Record], cores: int, around: Beside, slo_ms: float) ->
     return Row(item, max_batch, cores, each, max(each, pixels), wall, memory)
 
 
-def rate_of(item: Record, service: Service, cores: int, seconds: float, slo_ms: float) -> float | None:
+def rate_of(item: MeasuredCell, service: Service, cores: int, seconds: float, slo_ms: float) -> float | None:
     """Images a second of a replica whose service spends `seconds` of processor time on each beside the engine."""
     if item["memory_mb"]["peak_gpu"]:
         modelled = queueing.highest_rate(service, slo_ms / 1e3)
-        own = item["cpu_seconds_per_image"] or 0.0  # feeding the GPU
+        own = item["cpu_seconds_per_image"]  # feeding the GPU
         return None if modelled is None else min(modelled, BUSY * cores / (own + seconds))
     times = tuple(time + n * seconds / cores for n, time in enumerate(service.times, 1))
     return queueing.highest_rate(replace(service, times=times), slo_ms / 1e3)
@@ -245,8 +245,9 @@ def simulated(documents: Documents) -> str:
     for item in steady(documents):
         name = f"{item['network']} {item['engine']} {item['precision']}, {item['rate']:g} per second"
         played = simulation.repeat(item)
-        for label, values in (("measured", item["latency_ms"]), ("simulated", played)):
-            cells.append((name, label, *(significant(values[p]) for p in ("p50", "p90", "p99"))))
+        if (latency := item["latency_ms"]) is not None:
+            cells.append((name, "measured", *map(significant, (latency["p50"], latency["p90"], latency["p99"]))))
+        cells.append((name, "simulated", *(significant(played[p]) for p in ("p50", "p90", "p99"))))
     return markdown(header, cells, left=2)
 
 
@@ -270,7 +271,7 @@ def blocks(
 
 def incidents(documents: Documents) -> str:
     """What the two-replica runs came to, phase by phase."""
-    runs = [[i for i in d["records"] if i.get("phase")] for _, d in documents]
+    runs = [[i for i in d["records"] if i["kind"] == "replicas"] for _, d in documents]
     return "\n\n".join(
         f"{replicas_title(run)}\n\n{markdown(REPLICAS_HEADER, replicas_rows(run))}" for run in runs if run
     )

@@ -113,12 +113,12 @@ def of_measured(engine_ms: Mapping[str, Sequence[float]], seed: int = 0) -> Draw
     return draw
 
 
-def repeat(item: records.Record, count: int = 20_000, max_batch: int = 8) -> dict[str, float]:
+def repeat(item: records.Replicas, count: int = 20_000, max_batch: int = 8) -> dict[str, float]:
     """The steady phase of `benchmarks replicas` played out: p50, p90 and p99 in milliseconds, from the same rate and
     the times that were measured in it.
     """
     around = np.random.default_rng(1).choice(np.asarray(item["around_ms"]) / 1e3, size=count)
-    due = arrivals(float(item["rate"]), count)
+    due = arrivals(item["rate"] or 0.0, count)
     taken = 1e3 * simulate(due, around, of_measured(item["engine_ms"]), max_batch, len(item["by_replica"]))
     return {f"p{p}": float(np.percentile(taken, p)) for p in (50, 90, 99)}
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from benchmarks.records import significant
+from benchmarks.records import CampaignRecord, CampaignsFile, CheckRecord, significant
 from benchmarks.tables import markdown as as_markdown
-from models.console import Usage, table
+from models.console import table
 
 SIGNS: dict[str, Callable[[float, float], bool]] = {"<=": operator.le, ">=": operator.ge, "=": operator.eq}
 
@@ -44,8 +42,8 @@ class Campaign:
     def passed(self) -> bool:
         return bool(self.checks) and all(check.holds for check in self.checks)
 
-    def document(self) -> dict[str, Any]:
-        checks = [asdict(check) | {"holds": check.holds} for check in self.checks]
+    def document(self) -> CampaignRecord:
+        checks = [cast(CheckRecord, asdict(check) | {"holds": check.holds}) for check in self.checks]
         return {
             "name": self.name,
             "passed": self.passed,
@@ -55,7 +53,7 @@ class Campaign:
         }
 
 
-def line(campaign: Mapping[str, Any]) -> str:
+def line(campaign: CampaignRecord) -> str:
     """One campaign in a line."""
     failed = [check for check in campaign["checks"] if not check["holds"]]
     said = "; ".join(f"{c['what']}: {value(c['found'], c['unit'])}, not {bound(c)}" for c in failed)
@@ -74,7 +72,7 @@ def value(found: float | None, unit: str) -> str:
     return f"{text} {unit}".rstrip()
 
 
-def bound(check: Mapping[str, Any]) -> str:
+def bound(check: CheckRecord) -> str:
     words = {"<=": "at most ", ">=": "at least ", "=": ""}
     return f"{words[check['sign']]}{value(check['bound'], check['unit'])}"
 
@@ -82,7 +80,7 @@ def bound(check: Mapping[str, Any]) -> str:
 HEADER = ("campaign", "what was looked at", "found", "must be", "verdict")
 
 
-def rows(campaigns: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def rows(campaigns: Sequence[CampaignRecord]) -> list[tuple[str, ...]]:
     return [
         (
             campaign["name"] if i == 0 else "", check["what"], value(check["found"], check["unit"]), bound(check),
@@ -93,12 +91,12 @@ def rows(campaigns: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
-def summary(document: Mapping[str, Any]) -> str:
+def summary(document: CampaignsFile) -> str:
     """What was found, for the terminal."""
     return table(rows(document["campaigns"]), HEADER, right=(2, 3))
 
 
-def markdown(document: Mapping[str, Any]) -> str:
+def markdown(document: CampaignsFile) -> str:
     """What was found, for docs/standing.md."""
     here = document["environment"]
     settings = "in brief form" if here["settings"] == "brief" else "in full"
@@ -107,16 +105,3 @@ def markdown(document: Mapping[str, Any]) -> str:
         f"({here['cpu']}), {here['date'][:10]}:"
     )
     return f"{said}\n\n{as_markdown(HEADER, rows(document['campaigns']), left=2)}"
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The result file at `path`; `Usage` for any other."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise Usage(f"cannot read {path} ({error.strerror}); `stand TAG --out FILE` writes such files") from error
-    except ValueError as error:
-        raise Usage(f"{path} is not JSON ({error})") from error
-    if not isinstance(found, dict) or not {"environment", "campaigns"} <= found.keys():
-        raise Usage(f"{path} holds no campaigns; `stand TAG --out FILE` writes such files")
-    return found

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from benchmarks import records
 from benchmarks.environment import warn_if_busy
 from benchmarks.options import of_one_artifact
-from benchmarks.records import keep
 from models import console
 from models.console import (
     Commands,
@@ -57,7 +55,7 @@ def replicas(options: argparse.Namespace) -> int:
     from benchmarks.campaigns import replicas as pair
     from benchmarks.load.bodies import chosen
 
-    here = environment.describe() | {"settings": "replicas"}
+    here: records.Environment = {**environment.describe(), "settings": "replicas"}
     bodies = chosen(options.images)
     wish = {"ENGINE": options.engine, "PRECISION": options.precision, "THREADS": str(options.threads)}
     made = pair.measure(
@@ -71,7 +69,7 @@ def replicas(options: argparse.Namespace) -> int:
     )
     print(pair.summary(made))
     if options.out:
-        records.write(options.out, here, made)
+        records.write(options.out, records.document(here, made))
         print(options.out)
     if lost := sum(item["lost"] for item in made):
         raise Failure(f"{lost} of {sum(item['sent'] for item in made)} requests were lost")
@@ -83,7 +81,7 @@ def stand(options: argparse.Namespace) -> int:
 
     if options.into and "<!-- standing -->" not in (options.into.read_text("utf-8") if options.into.is_file() else ""):
         raise Usage(f"{options.into} is no page with `<!-- standing -->` in it; --into renews the table after that")
-    document = checks.read(Path(options.tag)) if options.tag.endswith(".json") else stood(options)
+    document = records.read_campaigns(Path(options.tag)) if options.tag.endswith(".json") else stood(options)
     print(checks.summary(document))
     if options.into:
         from benchmarks import tables
@@ -96,7 +94,7 @@ def stand(options: argparse.Namespace) -> int:
     return 0
 
 
-def stood(options: argparse.Namespace) -> dict[str, Any]:
+def stood(options: argparse.Namespace) -> records.CampaignsFile:
     """What the campaigns that were asked for came to, written after each."""
     from benchmarks import environment
     from benchmarks.campaigns import all as campaigns
@@ -112,9 +110,9 @@ def stood(options: argparse.Namespace) -> dict[str, Any]:
     artifact = find(options.tag)
     choice = choose(artifact, options.engine, options.precision)
     bodies = chosen(options.images)
-    here = environment.describe() | {"settings": "brief" if options.brief else "full"}
+    here: records.Environment = {**environment.describe(), "settings": "brief" if options.brief else "full"}
     warn_if_busy(here)
-    document = {
+    document: records.CampaignsFile = {
         "environment": here,
         "network": artifact.network,
         "version": artifact.version,
@@ -122,11 +120,11 @@ def stood(options: argparse.Namespace) -> dict[str, Any]:
         "precision": choice.precision,
         "campaigns": [],
     }
-    done: dict[str, Any] = {}
+    done: dict[str, records.CampaignRecord] = {}
     if options.only and options.out and options.out.exists():
-        before = checks.read(options.out)
-        same = all(before.get(name) == document[name] for name in ("network", "version", "engine", "precision"))
-        if not same or environment.differences(before["environment"], here):
+        before = records.read_campaigns(options.out)
+        other = environment.differences(before, document, ("network", "version", "engine", "precision"))
+        if other or environment.differences(before["environment"], here):
             raise Usage(f"{options.out} is of another network or machine; give another --out")
         done = {campaign["name"]: campaign for campaign in before["campaigns"]}
     with console.Bar("standing", len(names)) as bar:
@@ -136,7 +134,7 @@ def stood(options: argparse.Namespace) -> dict[str, Any]:
             done[found.name] = found.document()
             document["campaigns"] = [done[name] for name in campaigns.CAMPAIGNS if name in done]
             if options.out:
-                keep(options.out, document)
+                records.write(options.out, document)
             print(checks.line(done[found.name]), flush=True)
             bar.advance()
     if options.out:

@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -175,10 +175,10 @@ def measure(
     pause: float,
     environment: dict[str, str],
     progress: Callable[[Sequence[str]], Any] = iter,
-) -> list[records.Record]:
+) -> list[records.Replicas]:
     """The record of every phase; `Failure` where a replica or HAProxy does not start."""
 
-    async def phases() -> list[records.Record]:
+    async def phases() -> list[records.Replicas]:
         import aiohttp
 
         happens, made = events(duration, pause), []
@@ -204,7 +204,7 @@ async def phase(
     bodies: Sequence[Body],
     rate: float,
     pause: float,
-) -> records.Record:
+) -> records.Replicas:
     before, cpu = await setup.servers(session), sum(map(Replica.cpu_seconds, setup.replicas))
     over = asyncio.Event()
     began = time.perf_counter()
@@ -218,9 +218,10 @@ async def phase(
         outcomes = await sender
     seconds = time.perf_counter() - began
     after = await setup.servers(session)
-    made = load.record(load.Scenario(rate=rate), outcomes, seconds, None, None)
+    made: dict[str, Any] = {**load.record(load.Scenario(rate=rate), outcomes, seconds, None, None)}
     latency = [o.latency for o in outcomes if o.status == 200]
     made |= {
+        "kind": "replicas",
         "scenario": f"two replicas, {rate:g} per second: {WHAT[name].format(pause=pause)}",
         "phase": name,
         "refused": sum(o.status == REFUSED for o in outcomes),
@@ -234,7 +235,7 @@ async def phase(
         made["cpu_seconds_per_image"] = (sum(map(Replica.cpu_seconds, setup.replicas)) - cpu) / max(1, len(outcomes))
         made["memory_mb"]["peak_rss"] = float(np.mean([replica.memory_mb() for replica in setup.replicas]))
         made |= service_times(outcomes)
-    return made
+    return cast(records.Replicas, made)
 
 
 def rise(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]], server: str, field: str) -> int:
@@ -271,7 +272,7 @@ def service_times(outcomes: Sequence[load.Outcome]) -> dict[str, Any]:
     return {"engine_ms": dict(sorted(engine.items(), key=lambda item: int(item[0]))), "around_ms": around}
 
 
-def summary(items: Sequence[records.Record]) -> str:
+def summary(items: Sequence[records.Replicas]) -> str:
     """What happened, for the terminal."""
     errors = sum((Counter(item["errors"]) for item in items), Counter[str]())
     notes = [f"not answered: {count} x {status}" for status, count in errors.items()]

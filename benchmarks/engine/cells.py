@@ -8,13 +8,14 @@ Decoding a photograph is not in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from benchmarks import records
 from benchmarks.engine.power import SensorError, sensor_for
 from benchmarks.process import PassError, in_child
+from benchmarks.records import Failed, ScenarioName
 from models import SPECS
 from serving.artifact import Artifact
 from serving.runtime import available, choose
@@ -51,14 +52,14 @@ class Cell:
     engine: str
     precision: str
     batch: int | None  # None in a scenario, which has its own
-    shape: Shape | None = None
+    scenario: ScenarioSpec | None = None
 
 
 @dataclass(frozen=True)
-class Shape:
+class ScenarioSpec:
     """A scenario in the place of a batch; `slo_ms` bounds the server's 99th percentile."""
 
-    name: str
+    name: ScenarioName
     slo_ms: float
 
     @property
@@ -73,10 +74,10 @@ def cells(
     batches: Sequence[int],
     *,
     first_only: bool = False,
-    shapes: Sequence[Shape] = (),
+    scenarios: Sequence[ScenarioSpec] = (),
 ) -> list[Cell]:
-    """Every cell to measure, batches rising, so that a network that runs out of memory can stop there; with `shapes`,
-    these in the place of batches.
+    """Every cell to measure, batches rising, so that a network that runs out of memory can stop there; with
+    `scenarios`, these in the place of batches.
 
     `engines` and `precisions` None mean all that the artifact has and this machine can run; `first_only` takes of
     those the one that serving would choose.
@@ -95,16 +96,16 @@ def cells(
             best = choose(artifact)
             pairs = [pair for pair in pairs if pair == (best.engine, best.precision)] or pairs[:1]
         for pair in pairs:
-            if shapes:
-                found += [Cell(artifact, *pair, None, shape) for shape in shapes]
+            if scenarios:
+                found += [Cell(artifact, *pair, None, scenario) for scenario in scenarios]
             else:
                 found += [Cell(artifact, *pair, batch) for batch in sorted(set(batches))]
     return found
 
 
 def measure_all(
-    wanted: Sequence[Cell], settings: Settings, threads: int, seen: set[Any] | None = None
-) -> Iterator[records.Record]:
+    wanted: Sequence[Cell], settings: Settings, threads: int, seen: Set[object] = frozenset()
+) -> Iterator[records.Cell | records.Scenario]:
     """A record for every cell, in order, as each is finished; keys in `seen` are passed over.
 
     After a cell that ran out of memory, the larger batches of the same graph are recorded as failed without a try.
@@ -112,45 +113,49 @@ def measure_all(
     exhausted: dict[tuple[str, str, str], int] = {}
     for cell in wanted:
         described = describe(cell, threads, settings)
-        if seen and records.key(described) in seen:
+        if records.key(described) in seen:
             continue
         graph = (cell.artifact.tag, cell.engine, cell.precision)
         if graph in exhausted:
-            yield described | {"status": f"failed: not tried, memory ended at batch {exhausted[graph]}"}
+            records.fail(described, Failed("skipped", f"not tried, memory ended at batch {exhausted[graph]}"))
+            yield described
             continue
         record = measure(cell, described, settings, threads)
-        if cell.batch is not None and "memory ended" in record["status"]:
+        if cell.batch is not None and record["failure"] == "memory":
             exhausted[graph] = cell.batch
         yield record
 
 
-def describe(cell: Cell, threads: int, settings: Settings) -> records.Record:
+def describe(cell: Cell, threads: int, settings: Settings) -> records.Cell | records.Scenario:
     """The record of `cell` before anything is measured: what it is, from the manifest and the networks' table."""
     manifest = cell.artifact.manifest
     row = SPECS.get(cell.artifact.architecture or "")
     top1, top5, source = accuracy(cell.artifact)
-    return records.record(
-        network=cell.artifact.network,
-        version=cell.artifact.version,
-        family=manifest.get("family"),
-        year=manifest.get("year"),
-        classes=cell.artifact.classes,
-        input=manifest["input"]["crop"],
-        engine=cell.engine,
-        precision=cell.precision,
-        batch=cell.batch,
-        scenario=cell.shape.title if cell.shape else None,
-        threads=threads,
-        settings=settings.name,
-        weights=cell.artifact.weights,
-        status="failed: not measured",
-        macs=row.macs if row else manifest.get("macs"),
+    known = {
+        **records.unmeasured(Failed("cut_off", "not measured")),
+        "network": cell.artifact.network,
+        "version": cell.artifact.version,
+        "family": manifest.get("family"),
+        "year": manifest.get("year"),
+        "classes": cell.artifact.classes,
+        "input": manifest["input"]["crop"],
+        "engine": cell.engine,
+        "precision": cell.precision,
+        "threads": threads,
+        "settings": settings.name,
+        "weights": cell.artifact.weights,
+        "macs": row.macs if row else manifest.get("macs"),
         # What runs: auxiliary heads are parameters of the checkpoint and not of the exported graph.
-        params=row.params - row.training_only if row else manifest.get("params"),
-        top1=top1,
-        top5=top5,
-        accuracy_source=source,
-    )
+        "params": row.params - row.training_only if row else manifest.get("params"),
+        "top1": top1,
+        "top5": top5,
+        "accuracy_source": source,
+    }
+    if cell.scenario is not None:
+        title = cell.scenario.title
+        named = {"kind": "scenario", "name": cell.scenario.name, "batch": None, "scenario": title}
+        return cast(records.Scenario, {**named, **known})
+    return cast(records.Cell, {"kind": "cell", "batch": cell.batch, "scenario": None, **known})
 
 
 def accuracy(artifact: Artifact) -> tuple[float | None, float | None, str | None]:
@@ -177,7 +182,9 @@ def optional(value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
-def measure(cell: Cell, described: records.Record, settings: Settings, threads: int) -> records.Record:
+def measure(
+    cell: Cell, described: records.Cell | records.Scenario, settings: Settings, threads: int
+) -> records.Cell | records.Scenario:
     """The three passes of one cell; a pass that fails makes the record "failed: reason" and keeps what was measured."""
     job = {
         "folder": str(cell.artifact.folder),
@@ -188,33 +195,33 @@ def measure(cell: Cell, described: records.Record, settings: Settings, threads: 
         "threads": threads,
         "settings": asdict(settings),
     }
-    record = dict(described)
+    record = described
     try:
-        if cell.shape is not None:
-            return in_scenario(cell.shape, record, {**job, "max_batch": cell.artifact.manifest.get("max_batch", 64)})
-        assert cell.batch is not None
+        if record["kind"] == "scenario":
+            assert cell.scenario is not None
+            return in_scenario(cell.scenario, record, {**job, "max_batch": cell.artifact.manifest.get("max_batch", 64)})
         starts = [in_child({**job, "pass": "latency"}) for _ in range(settings.starts)]
-        images = cell.batch * sum(len(start["values"]) for start in starts)
-        record["latency_ms"] = records.latency([start["values"] for start in starts])
-        record["latency_ms"]["warm"] = all(start["warm"] for start in starts)
+        images = record["batch"] * sum(len(start["values"]) for start in starts)
+        latency = records.latency([start["values"] for start in starts])
+        record["latency_ms"] = {**latency, "warm": all(start["warm"] for start in starts)}
         record["throughput_img_s"] = images / sum(start["wall_s"] for start in starts)
         record["cpu_seconds_per_image"] = sum(start["cpu_s"] for start in starts) / images
-        record["memory_mb"] = in_child({**job, "pass": "memory"})
+        record["memory_mb"] = cast(records.Memory, in_child({**job, "pass": "memory"}))
         record["power"] = power(job)
-        record["status"] = "ok"
+        record["status"], record["failure"] = "ok", None
     except PassError as error:
-        record["status"] = f"failed: {error}"
+        records.fail(record, error.failed)
     return record
 
 
-def in_scenario(shape: Shape, described: records.Record, job: Mapping[str, Any]) -> records.Record:
+def in_scenario(spec: ScenarioSpec, described: records.Scenario, job: Mapping[str, Any]) -> records.Scenario:
     from benchmarks.engine import scenarios
 
-    answer = in_child({**job, "pass": "scenario", "scenario": shape.name, "slo_ms": shape.slo_ms})
-    return scenarios.record(described, shape.name, answer, shape.slo_ms)
+    answer = in_child({**job, "pass": "scenario", "scenario": spec.name, "slo_ms": spec.slo_ms})
+    return scenarios.record(described, answer, spec.slo_ms)
 
 
-def power(job: Mapping[str, Any]) -> records.Record:
+def power(job: Mapping[str, Any]) -> records.Power:
     """The power pass where a sensor moves; elsewhere nulls and the reason, at no cost."""
     engine = str(job["engine"])
     if engine not in _SENSORS:
@@ -224,7 +231,7 @@ def power(job: Mapping[str, Any]) -> records.Record:
         except SensorError as error:
             _SENSORS[engine] = str(error)
     reason = _SENSORS[engine]
-    return records.nothing_measured(reason) if reason else in_child({**job, "pass": "power"})
+    return records.no_power(reason) if reason else cast(records.Power, in_child({**job, "pass": "power"}))
 
 
 # Per engine, why its sensor cannot be read; None where it can. Asked once: a machine does not grow a sensor.

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import records
 from benchmarks.environment import warn_if_busy
-from benchmarks.records import RESULTS, default_path, keep
+from benchmarks.records import RESULTS, default_path
 from models import SETS, console
 from models.console import (
     Commands,
@@ -92,11 +92,11 @@ def run(options: argparse.Namespace) -> int:
         options.precision,
         options.batch or ([1, 4] if options.quick else [1, 2, 4, 8, 16]),
         first_only=options.quick and options.engine is None and options.precision is None,
-        shapes=[measure.Shape(name, options.slo_ms) for name in options.scenario or ()],
+        scenarios=[measure.ScenarioSpec(name, options.slo_ms) for name in options.scenario or ()],
     )
     if not wanted:
         raise Usage("no exported file fits --engine and --precision here; `python -m export list` shows what there is")
-    here = environment.describe(options.threads) | {"settings": settings.name}
+    here: records.Environment = {**environment.describe(options.threads), "settings": settings.name}
     path = options.out or default_path(environment.machine(here), "-quick" if options.quick else "")
     warn_if_busy(here)
     done = [] if options.fresh else earlier(path, here)
@@ -106,18 +106,21 @@ def run(options: argparse.Namespace) -> int:
         print(f"{already} of {len(wanted)} are in {path} already; --fresh measures them again", file=sys.stderr)
     todo = len(ours - seen)
     # The file exists from the start: what cannot be written is known before an hour of measuring, not after.
-    records.write(path, here, done)
+    records.write(path, records.document(here, done))
     try:
         with console.Bar("measuring", todo) as bar:
             for item in measure.measure_all(wanted, settings, options.threads or cores(), seen):
                 done = [old for old in done if records.key(old) != records.key(item)] + [item]
-                records.write(path, here, done)
+                records.write(path, records.document(here, done))
                 bar.describe(f"{item['network']} {item['engine']} {item['precision']}")
                 bar.advance()
     finally:
         mine = [item for item in done if records.key(item) in ours]
         if mine:
-            print(scenarios.summary(mine) if options.scenario else summary(mine))
+            if options.scenario:
+                print(scenarios.summary([item for item in mine if item["kind"] == "scenario"]))
+            else:
+                print(summary([item for item in mine if records.is_cell(item)]))
         print(path)
     failed = [item for item in mine if not records.measured(item)]
     if failed and len(failed) == len(mine):
@@ -147,7 +150,7 @@ def chosen(options: argparse.Namespace) -> list[Any]:
     return [meant[name] for name in SETS[options.set] if name in meant]
 
 
-def earlier(path: Path, here: dict[str, Any]) -> list[records.Record]:
+def earlier(path: Path, here: records.Environment) -> list[records.Record]:
     """What `path` already holds, to go on from; `Usage` when it was measured under other conditions."""
     from benchmarks import environment
 
@@ -155,23 +158,20 @@ def earlier(path: Path, here: dict[str, Any]) -> list[records.Record]:
         return []
     document = records.read(path)
     there = document["environment"]
-    other = environment.differences(there, here)
-    for name in ("settings", "threads"):
-        if there.get(name) != here.get(name):
-            other.append(f"{name} {there.get(name)!r} and {here.get(name)!r}")
+    other = environment.differences(there, here, (*environment.IDENTITY, "settings", "threads"))
     if other:
         raise Usage(f"{path} was measured under other conditions ({'; '.join(other)}); give another --out, or --fresh")
-    kept: list[records.Record] = document["records"]
-    return kept
+    return document["records"]
 
 
-def summary(items: Sequence[records.Record]) -> str:
+def summary(items: Sequence[records.Cell]) -> str:
     """What was measured, for the terminal."""
     header = ("network", "weights", "engine", "precision", "batch", "p50 ms", "p99 ms", "calls", "img/s", "MB", "W net")
-    rows, notes = [], []
+    rows: list[tuple[object, ...]] = []
+    notes = []
     for item in items:
         first = (item["network"], item["weights"], item["engine"], item["precision"], item["batch"])
-        if records.measured(item):
+        if records.is_measured_cell(item):
             latency, s = item["latency_ms"], records.significant
             power = item["power"]["net_w"]
             rows.append(
@@ -212,6 +212,6 @@ def engines(options: argparse.Namespace) -> int:
     if options.compile and reason:
         print(f"not run: {reason}")
     if options.out:
-        keep(options.out, {"environment": environment.describe(options.threads), "rows": rows})
+        records.write(options.out, {"environment": environment.describe(options.threads), "rows": rows})
         print(options.out)
     return 0

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from benchmarks import environment, records
 from benchmarks.engine import cells as measure
@@ -26,7 +26,7 @@ from benchmarks.engine import power, roofline, torch_engine
 from benchmarks.engine.cells import Settings
 from benchmarks.engine.gpu_plan import BATCHES, CPU_BATCHES, NETWORKS, Task, plan
 from benchmarks.process import ROOT, Child, PassError, Stopped
-from benchmarks.records import memory
+from benchmarks.records import Cell, Environment, Failed, Parity, Power, memory
 from export.store import manifest_of
 from models import SPECS, console, spec
 from models.console import Failure, Usage
@@ -51,7 +51,7 @@ class Run:
     def __init__(
         self,
         path: Path,
-        here: dict[str, Any],
+        here: Environment,
         settings: Settings,
         weights: str,
         tasks: Sequence[Task],
@@ -61,8 +61,8 @@ class Run:
         self.path, self.here, self.settings, self.weights, self.tasks = path, here, settings, weights, tasks
         self._clock, self._began = clock, clock()
         self.deadline, self.budget = self._began + budget_s, budget_s
-        self.records: dict[tuple[str, str, str, int], records.Record] = {}
-        self._checked: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.records: dict[tuple[str, str, str, int], Cell] = {}
+        self._checked: dict[tuple[str, str, str], Parity] = {}
         self._exhausted: dict[tuple[str, str, str], int] = {}
         self._took: dict[bool, list[float]] = {}  # seconds of the tasks done so far, by kind
         self._metered = {key for task in tasks if task.power for key in task.keys}
@@ -74,25 +74,25 @@ class Run:
         found = {
             (item["network"], item["engine"], item["precision"], item["batch"]): item
             for item in kept
-            if records.measured(item)
+            if records.is_cell(item) and records.measured(item)
         }
         for key, item in found.items():
             if item["power"]["mean_w"] is None and key in self._metered:
-                item["power"] = records.nothing_measured(POWER_PENDING)
+                item["power"] = records.no_power(POWER_PENDING)
         # What this run does not ask for stays in the file too.
         self.records |= found
         return len(found)
 
     def write(self) -> None:
-        records.write(self.path, self.here, list(self.records.values()))
+        records.write(self.path, records.document(self.here, list(self.records.values())))
 
     def finish(self, reason: str) -> None:
         """Say of everything that is left why it was not measured, and write the last of the file."""
         for item in self.records.values():
-            if item["status"] == PENDING:
-                item["status"] = f"failed: not measured, {reason}"
+            if item["failure"] == "cut_off":
+                records.fail(item, Failed("cut_off", f"not measured, {reason}"))
             elif item["power"]["reason"] == POWER_PENDING:
-                item["power"] = records.nothing_measured(f"not reached: {reason}")
+                item["power"] = records.no_power(f"not reached: {reason}")
         self.write()
 
     def go(self, child: Any, idle_w: float | None) -> None:
@@ -122,29 +122,29 @@ class Run:
             try:
                 parity = self._check(child, side, task)
                 if key[3] >= self._exhausted.get(side, sys.maxsize):
-                    raise PassError(f"not tried, memory ended at batch {self._exhausted[side]}")
+                    raise PassError("skipped", f"not tried, memory ended at batch {self._exhausted[side]}")
                 self._fill(item, self._ask(child, "cell", side, task, batch=key[3]), parity)
             except PassError as error:
-                item["status"] = f"failed: {error}"
-                if "memory ended" in str(error):
+                records.fail(item, error.failed)
+                if error.failed.kind == "memory":
                     self._exhausted[side] = min(key[3], self._exhausted.get(side, sys.maxsize))
             self.write()
 
-    def _check(self, child: Any, side: tuple[str, str, str], task: Task) -> dict[str, Any]:
+    def _check(self, child: Any, side: tuple[str, str, str], task: Task) -> Parity:
         """The verdict on the engine's answers; `PassError` where they are another network's: its speed is no result."""
         if side not in self._checked:
             try:
-                self._checked[side] = self._ask(child, "check", side, task)
+                self._checked[side] = cast(Parity, self._ask(child, "check", side, task))
             except PassError as error:
                 self._checked[side] = {"verdict": "fail", "failures": [str(error)]}
         found = self._checked[side]
         if found["verdict"] != "pass":
-            raise PassError(f"the answers are not the network's: {'; '.join(found['failures'])}")
+            raise PassError("answers", f"the answers are not the network's: {'; '.join(found['failures'])}")
         return found
 
-    def _fill(self, item: records.Record, found: dict[str, Any], parity: dict[str, Any]) -> None:
+    def _fill(self, item: Cell, found: dict[str, Any], parity: Parity) -> None:
         batch, images = item["batch"], item["batch"] * len(found["values"])
-        item["latency_ms"] = records.latency([found["values"]]) | {"warm": found["warm"]}
+        item["latency_ms"] = {**records.latency([found["values"]]), "warm": found["warm"]}
         item["throughput_img_s"] = images / found["wall_s"]
         item["cpu_seconds_per_image"] = found["cpu_s"] / images
         item["memory_mb"] = found["memory"]
@@ -156,7 +156,7 @@ class Run:
                 "throughput_img_s": 1e3 * batch / middle,
                 "values": [float(f"{value:.5g}") for value in found["device_values"]],
             }
-        item["status"] = "ok"
+        item["status"], item["failure"] = "ok", None
         item["roofline"] = roofline.of_record(item, self.here.get("rates") or {})
 
     def _power(self, child: Any, task: Task, idle_w: float | None) -> None:
@@ -169,9 +169,9 @@ class Run:
         try:
             found = self._ask(child, "power", side, task, batch=task.batches[0], idle_w=idle_w)
             # Those that were there before ours; later, and in a container, the two cannot be told apart.
-            item["power"] = found | {"other_processes": self.here["power"].get("other_processes")}
+            item["power"] = cast(Power, found | {"other_processes": self.here["power"].get("other_processes")})
         except PassError as error:
-            item["power"] = records.nothing_measured(f"the power pass failed: {error}")
+            item["power"] = records.no_power(f"the power pass failed: {error}")
         self.write()
 
     def _ask(self, child: Any, what: str, side: tuple[str, str, str], task: Task, **more: Any) -> dict[str, Any]:
@@ -183,13 +183,15 @@ class Run:
         found: dict[str, Any] = child.ask(job | more, self.deadline)
         return found
 
-    def _planned(self, network: str, engine: str, precision: str, batch: int) -> records.Record:
+    def _planned(self, network: str, engine: str, precision: str, batch: int) -> Cell:
         row = spec(network)
         manifest = manifest_of(network, {"kind": self.weights}, row.preprocess, row.classes, batch, row)
         cell = measure.Cell(Artifact(ROOT, manifest), engine, precision, batch)
-        item = measure.describe(cell, int(self.here["threads"]), self.settings)
+        item = cast(Cell, measure.describe(cell, self.here["threads"], self.settings))
         reason = POWER_PENDING if (network, engine, precision, batch) in self._metered else POWER_UNPLANNED
-        return item | {"status": PENDING, "power": records.nothing_measured(reason)}
+        records.fail(item, PENDING)
+        item["kind"], item["power"] = "gpu_cell", records.no_power(reason)
+        return item
 
     def _say(self, done: int) -> None:
         """One line on stderr: the last figures, how far it is, and how long it will take."""
@@ -207,17 +209,17 @@ class Run:
 
 
 # What stands in a record until it is measured: the file is true at every moment.
-PENDING = "failed: not measured, the run was cut off before it"
+PENDING = Failed("cut_off", "not measured, the run was cut off before it")
 POWER_PENDING = "not reached before the run was cut off"
 POWER_UNPLANNED = "not among the cells whose power benchmarks/gpu.sh reads"
 
 
-def told(item: records.Record, watts: bool) -> str:
+def told(item: Cell, watts: bool) -> str:
     if not records.measured(item):
         return f"batch {item['batch']} {item['status'].split(': ', 1)[0]}"
     if watts:
         net = item["power"]["net_w"]
-        return f"batch {item['batch']} " + (f"{net:.0f} W net" if net is not None else item["power"]["reason"])
+        return f"batch {item['batch']} " + (f"{net:.0f} W net" if net is not None else str(item["power"]["reason"]))
     return f"batch {item['batch']} {records.significant(item['throughput_img_s'])} img/s"
 
 
@@ -311,7 +313,8 @@ def run(options: argparse.Namespace) -> int:
     wanted = chosen(options.engine, device)
     batches = options.batch or (BATCHES if device == "cuda" else CPU_BATCHES)
     threads = options.threads or cores()
-    here = environment.describe(threads) | {
+    here: Environment = {
+        **environment.describe(threads),
         "settings": settings.name + (", CPU mode" if device == "cpu" else ""),
         "command": shlex.join(["benchmarks/gpu.sh", *sys.argv[1:]]),
     }
@@ -330,7 +333,7 @@ def run(options: argparse.Namespace) -> int:
     if watts["reason"] is not None:
         for item in made.records.values():
             if item["power"]["mean_w"] is None:
-                item["power"] = records.nothing_measured(watts["reason"])
+                item["power"] = records.no_power(watts["reason"])
     made.write()
     with tempfile.TemporaryDirectory(prefix="podium-gpu-") as files:
         child = Child(device, threads, Path(files))
@@ -371,10 +374,10 @@ def watched(made: Run, child: Child, idle_w: float | None, quick: bool, precisio
     items = list(made.records.values())
     print(summary(items))
     print(made.path)
-    left = sum(item["status"].startswith("failed: not measured") for item in items)
+    left = sum(item["failure"] == "cut_off" for item in items)
     if left:
         print(f"{left} of {len(items)} cells were not measured: {reason}; the same command goes on", file=sys.stderr)
-    wrong = sorted({item["network"] for item in items if "the answers are not the network's" in item["status"]})
+    wrong = sorted({item["network"] for item in items if item["failure"] == "answers"})
     if wrong:
         raise Failure(f"wrong answers from {', '.join(wrong)}; the statuses in {made.path} say what was compared")
     if not status and not any(records.measured(item) for item in items):
@@ -392,18 +395,16 @@ def idle(engine: str, settings: Settings) -> dict[str, Any]:
         return {"source": "none", "reason": str(error), "idle_w": None}
 
 
-def earlier(path: Path, here: dict[str, Any]) -> list[records.Record]:
+def earlier(path: Path, here: Environment) -> list[records.Record]:
     """What `path` already holds, to go on from; `Usage` when it was measured under other conditions."""
     if not path.exists():
         return []
     document = records.read(path)
     there = document["environment"]
-    other = environment.differences(there, here)
-    other += [f"{n} {there.get(n)!r} and {here[n]!r}" for n in ("settings", "threads") if there.get(n) != here[n]]
+    other = environment.differences(there, here, (*environment.IDENTITY, "settings", "threads"))
     if other:
         raise Usage(f"{path} was measured under other conditions ({'; '.join(other)}); give another --out, or --fresh")
-    kept: list[records.Record] = document["records"]
-    return kept
+    return document["records"]
 
 
 def default_path(machine: str, device: str) -> Path:
@@ -413,24 +414,24 @@ def default_path(machine: str, device: str) -> Path:
     return Path(".podium") / "results" / f"{machine}-{datetime.now().astimezone():%Y-%m-%d}-{mode}.json"
 
 
-def summary(items: Sequence[records.Record]) -> str:
+def summary(items: Sequence[Cell]) -> str:
     """What was measured, for the terminal."""
     header = ("network", "engine", "precision", "batch", "p50 ms", "img/s", "on device", "MB", "W net", "of roofline")
     s = records.significant
     rows = [
         (
             item["network"], item["engine"], item["precision"], item["batch"], s(item["latency_ms"]["p50"]),
-            s(item["throughput_img_s"]), s((item.get("device") or {}).get("throughput_img_s")),
+            s(item["throughput_img_s"]), s(item["device"]["throughput_img_s"] if "device" in item else None),
             s(memory(item)), s(item["power"]["net_w"]),
-            f"{100 * item['roofline']['share']:.0f} %, {item['roofline']['bound_by']}" if item.get("roofline") else "",
+            f"{100 * roof['share']:.0f} %, {roof['bound_by']}" if (roof := item.get("roofline")) else "",
         )
         for item in items
-        if records.measured(item)
+        if records.is_measured_cell(item)
     ]  # fmt: skip
     return "\n".join([console.table(rows, header, right=range(3, 9)), *reasons(items)])
 
 
-def reasons(items: Sequence[records.Record]) -> Iterator[str]:
+def reasons(items: Sequence[Cell]) -> Iterator[str]:
     """Why something was not measured, each reason once."""
     yield from sorted({f"{item['network']}: {item['status']}" for item in items if not records.measured(item)})
     found = {item["power"]["reason"] for item in items if records.measured(item) and item["power"]["reason"]}

@@ -134,7 +134,7 @@ class Worker:
             },
         }
 
-    def power(self, job: dict[str, Any]) -> dict[str, Any]:
+    def power(self, job: dict[str, Any]) -> Any:
         if self.sensor is None:
             self.sensor = power.of_gpu() if self.device != "cpu" else power.Rapl()
         batch = self._noise(job)

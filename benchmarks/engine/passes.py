@@ -34,15 +34,17 @@ STATUS = Path("/proc/self/status")
 
 
 def attempt(job: dict[str, Any], passes: Mapping[str, Pass]) -> dict[str, Any]:
-    """The pass that `job` names, or {"failed": reason}; "memory ended" begins the reason where that is it."""
+    """The pass that `job` names, or {"failed": reason, "kind": "memory" or "engine"}."""
     try:
         return passes[job["pass"]](job)
     except MemoryError:
-        return {"failed": f"memory ended in the {job['pass']} pass"}
+        return {"kind": "memory", "failed": f"memory ended in the {job['pass']} pass"}
     except Exception as error:  # whatever an engine raises becomes the record's reason
         message = " ".join(str(error).split()) or type(error).__name__
         ended = re.search(r"bad.?alloc|out of memory|failed to allocate", message, re.IGNORECASE)
-        return {"failed": f"memory ended in the {job['pass']} pass: {message}" if ended else message}
+        if ended:
+            return {"kind": "memory", "failed": f"memory ended in the {job['pass']} pass: {message}"}
+        return {"kind": "engine", "failed": message}
 
 
 def artifact_of(job: dict[str, Any]) -> Artifact:
@@ -154,7 +156,7 @@ def forget_peak() -> bool:
     return after is not None and before is not None and after <= before
 
 
-def power(job: dict[str, Any]) -> dict[str, Any]:
+def power(job: dict[str, Any]) -> Any:
     from benchmarks.engine.power import measure, sensor_for
 
     settings = job["settings"]

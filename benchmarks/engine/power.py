@@ -15,9 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from benchmarks.records import Record, nothing_measured
+from benchmarks.records import Conditions, OtherProcesses, Power
 from serving.power import POWERCAP, Board, Clock, Domain, NoCounter, domains
 from serving.power import SensorError as SensorError
 
@@ -43,7 +43,7 @@ class Sensor(Protocol):
         """Energy since the sensor was opened; the device's work is finished before this is called."""
         ...
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> Conditions:
         """The conditions at this moment; asked for in the middle of the last window, while the device works."""
         ...
 
@@ -64,7 +64,7 @@ class Rapl:
     def joules(self) -> float:
         return sum(domain.joules() for domain in self._domains)
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> Conditions:
         return {"domains": [domain.domain for domain in self._domains]}
 
 
@@ -91,7 +91,7 @@ class Nvml(Board):
         super().__init__()
         self.others = self._processes()
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> Conditions:
         """Clocks in MHz, temperature in degrees Celsius, watts; null where the board or its driver does not say.
 
         `instant_w` is one reading without the second that `nvmlDeviceGetPowerUsage` averages over on recent boards: it
@@ -110,19 +110,19 @@ class Nvml(Board):
             "limited_by": lambda: limits(n.nvmlDeviceGetCurrentClocksEventReasons(d)),
             "mig": lambda: bool(n.nvmlDeviceGetMigMode(d)[0]),
         }
-        found: dict[str, Any] = {}
+        answers: dict[str, Any] = {"other_processes": self.others}
         for name, ask in asked.items():
             try:
-                found[name] = ask()
+                answers[name] = ask()
             except (self._nvml.NVMLError, AttributeError):  # the board does not know, or an older package does not ask
-                found[name] = None
-        return found | {"other_processes": self.others}
+                answers[name] = None
+        return cast(Conditions, answers)
 
     def _instant(self) -> float | None:
         [value] = self._nvml.nvmlDeviceGetFieldValues(self._device, [self._nvml.NVML_FI_DEV_POWER_INSTANT])
         return None if value.nvmlReturn else value.value.uiVal / 1e3
 
-    def _processes(self) -> dict[str, Any] | None:
+    def _processes(self) -> OtherProcesses | None:
         """How many other processes compute on the board, and the MB they hold; None where it does not tell.
 
         Their names stay theirs. Inside a container their numbers may be unknown, and then a process of ours that was
@@ -224,7 +224,7 @@ def measure(
     idle_w: float | None = None,
     clock: Clock = time.perf_counter,
     sleep: Sleep = time.sleep,
-) -> Record:
+) -> Power:
     """The `power` of a record: idle first, then `load()` gives the call to repeat, for `trials` windows.
 
     Watts are of the whole device; net is gross minus idle, as in the paper's figure 4. `idle_w` is given where idle was
@@ -236,7 +236,7 @@ def measure(
 
     call = load()
     windows: list[tuple[float, float, int]] = []
-    conditions: dict[str, Any] | None = None
+    conditions: Conditions | None = None
     length = max(window_s, SHORTEST_WINDOW_S)
     for trial in range(trials):
         calls, before, began = 0, sensor.joules(), clock()
@@ -251,7 +251,7 @@ def measure(
     watts = [joules / seconds for joules, seconds, _ in windows]
     seconds, images = sum(w[1] for w in windows), sum(w[2] for w in windows)
     mean = sum(w[0] for w in windows) / seconds
-    return nothing_measured("") | {
+    return {
         "source": sensor.source,
         "reason": None,
         "idle_w": idle_w,

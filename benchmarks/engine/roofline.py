@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.records import Record, measured
+from benchmarks.records import Cell, Roofline, measured
 
 if TYPE_CHECKING:
     import torch
@@ -69,19 +69,20 @@ def bound(one: Work, batch: int, copy_gb_s: float, matrix_gop_s: float) -> Bound
     return Bound(batch / max(arithmetic, memory), ARITHMETIC if arithmetic >= memory else MEMORY, operations / traffic)
 
 
-def of_record(item: Record, rates: Mapping[str, Any]) -> dict[str, Any] | None:
+def of_record(item: Cell, rates: Mapping[str, Any]) -> Roofline | None:
     """What stands in `item["roofline"]`: the bound at its batch and how near it came; None where a part is not known.
 
     `timed` says which time it came near with: that on the device alone, where it was taken, else from memory to memory,
     copies included.
     """
     rate, copied = rates.get(f"matrix_{item['precision']}_gop_s"), rates.get("copy_gb_s")
-    if not measured(item) or rate is None or copied is None:
+    throughput = item["throughput_img_s"]
+    if not measured(item) or throughput is None or rate is None or copied is None:
         return None
     one = work(item["network"], item["precision"])
     limit = bound(one, item["batch"], copied, rate)
     device = item.get("device")
-    img_s = device["throughput_img_s"] if device else item["throughput_img_s"]
+    img_s = device["throughput_img_s"] if device else throughput
     return {
         "operations": one.operations,
         "weight_bytes": one.weight_bytes,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -24,10 +24,12 @@ from benchmarks.engine import passes as child
 from benchmarks.rates import Rung, arrivals, highest
 from models.preprocess import Pixels
 
-NAMES = ("single-stream", "multi-stream", "server", "offline")
+NAMES = get_args(records.ScenarioName)
 
 # Which percentile each scenario is judged by; offline is judged by its rate.
-PERCENTILES = {"single-stream": "p90", "multi-stream": "p99", "server": "p99", "offline": None}
+PERCENTILES: dict[records.ScenarioName, Literal["p90", "p99"] | None] = {
+    "single-stream": "p90", "multi-stream": "p99", "server": "p99", "offline": None,
+}  # fmt: skip
 
 STREAMS = 8  # images of a multi-stream query
 OFFLINE_BATCHES = (1, 2, 4, 8, 16, 32)
@@ -152,30 +154,32 @@ def in_child(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def record(described: records.Record, name: str, answer: Mapping[str, Any], slo_ms: float) -> records.Record:
-    """The record of a scenario. In the server scenario without a rate within the bound it is "failed: reason"."""
-    made = dict(described) | {
-        "latency_ms": records.latency([answer["values"]]) | {"warm": answer["warm"]} if answer["values"] else None,
+def record(described: records.Scenario, answer: Mapping[str, Any], slo_ms: float) -> records.Scenario:
+    """The record of a scenario. It has failed if no rate of the server scenario keeps the bound."""
+    made: records.Scenario = {
+        **described,
+        "latency_ms": {**records.latency([answer["values"]]), "warm": answer["warm"]} if answer["values"] else None,
         "throughput_img_s": answer["images"] / answer["seconds"],
         "mean_batch": answer["mean_batch"],
         "sent": answer["images"],
         "errors": {},
-        "judged_by": PERCENTILES[name],
-        "power": records.nothing_measured("not measured in a scenario"),
+        "judged_by": PERCENTILES[described["name"]],
+        "power": records.no_power("not measured in a scenario"),
         "status": "ok",
+        "failure": None,
     }
-    if name != "offline" and name != "server":
+    if made["name"] in ("single-stream", "multi-stream"):
         # The search and the trials of a batch size are in the processor time of the other two.
         made["cpu_seconds_per_image"] = answer["cpu_s"] / answer["images"]
-    if name == "server":
+    if made["name"] == "server":
         made |= {"rate": answer["rate"], "slo_ms": slo_ms, "rungs": answer["rungs"]}
         made["within_slo"] = answer["rungs"][-1][1]
         if answer["rate"] is None:
-            made["status"] = f"failed: no rate keeps the 99th percentile within {slo_ms:g} ms"
+            records.fail(made, records.Failed("bound", f"no rate keeps the 99th percentile within {slo_ms:g} ms"))
     return made
 
 
-def summary(items: Sequence[records.Record]) -> str:
+def summary(items: Sequence[records.Scenario]) -> str:
     """What was measured, for the terminal."""
     from models.console import table
 
@@ -185,10 +189,11 @@ def summary(items: Sequence[records.Record]) -> str:
         if not records.measured(item):
             notes.append(f"{' '.join(first)} {item['status']}")
             continue
-        judged = item["judged_by"]
-        figure = f"{judged} {s(item['latency_ms'][judged])} ms" if judged else f"{s(item['throughput_img_s'])} img/s"
+        judged, latency = item["judged_by"], item["latency_ms"]
+        assert latency is not None
+        figure = f"{judged} {s(latency[judged])} ms" if judged else f"{s(item['throughput_img_s'])} img/s"
         if item.get("rate"):
             figure = f"{s(item['rate'])} img/s, {figure}"
-        rows.append((*first, figure, s(item["mean_batch"]), f"{item['latency_ms']['count']:,}"))
+        rows.append((*first, figure, s(item["mean_batch"]), f"{latency['count']:,}"))
     header = ("network", "engine", "precision", "scenario", "result", "mean batch", "calls")
     return "\n".join([table(rows, header, right=(5, 6)), *notes])

@@ -50,24 +50,24 @@ def load(options: argparse.Namespace) -> int:
     from benchmarks.load import drive as loads
     from benchmarks.load.bodies import chosen
 
-    here = environment.describe() | {"settings": "load", "target": options.url}
+    here: records.Environment = {**environment.describe(), "settings": "load", "target": options.url}
     path = options.out or default_path(environment.machine(here), "-load")
     bodies = chosen(options.images)
     if options.search and options.slo_ms is None:
         raise Usage("--search needs the bound to search for; give --slo-ms")
     concurrencies = options.concurrency or ([] if options.rate or options.search else [1, 4, 16])
     plan = [loads.Scenario(concurrency=n) for n in concurrencies] + [loads.Scenario(rate=r) for r in options.rate or ()]
-    made: list[records.Record] = []
+    made: list[records.Load | records.Search] = []
     try:
         for scenario in console.progress(plan, "loading"):
             made.append(loads.drive(options.url, scenario, bodies, options.duration, options.model, options.slo_ms))
-            records.write(path, here, made)
+            records.write(path, records.document(here, made))
         if options.search:
             with console.Bar("searching") as bar:
                 made += loads.search(
                     options.url, bodies, options.duration, options.model, options.slo_ms, progress=bar.advance
                 )
-            records.write(path, here, made)
+            records.write(path, records.document(here, made))
     finally:
         if made:
             print(loads.summary(made))

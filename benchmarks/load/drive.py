@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -78,7 +78,7 @@ Send = Callable[[], Awaitable[Outcome]]
 
 def drive(
     url: str, scenario: Scenario, bodies: Sequence[Body], duration: float, model: str | None, slo_ms: float | None
-) -> records.Record:
+) -> records.Load:
     """One scenario against the service at `url` for `duration` seconds, as a record; `Usage` for an unusable URL."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
@@ -94,27 +94,31 @@ def search(
     model: str | None,
     slo_ms: float,
     progress: Callable[[], object] = lambda: None,
-) -> list[records.Record]:
+) -> list[records.Load | records.Search]:
     """MLPerf-style server: the record of the full closed loop that bounds the search, and that of the highest rate
     which keeps the bound, with every rate tried as `rungs`; "failed: reason" where none does.
     """
     full = drive(url, Scenario(concurrency=FULL), bodies, duration, model, slo_ms)
     progress()
-    if not records.measured(full):
+    if full["throughput_img_s"] is None:
         return [full]
-    made: dict[float, records.Record] = {}
+    made: dict[float, records.Load] = {}
 
     def trial(rate: float, seed: int) -> Rung:
         made[rate] = item = drive(url, Scenario(rate=rate, seed=seed), bodies, duration, model, slo_ms)
         progress()
         # A request that failed did not meet the bound either, and a rate too low for any request shows nothing.
-        return Rung(rate, item["within_slo"] or 0.0, (item["latency_ms"] or {}).get("p99"))
+        latency = item["latency_ms"]
+        return Rung(rate, item["within_slo"] or 0.0, latency["p99"] if latency else None)
 
     rate, rungs = highest(trial, full["throughput_img_s"])
-    tried = [[rung.rate, rung.within, rung.p99_ms] for rung in rungs]
-    found = made[rungs[-1].rate] | {"scenario": f"MLPerf-style server, p99 within {slo_ms:g} ms", "rungs": tried}
+    last: dict[str, Any] = {**made[rungs[-1].rate], "kind": "search"}
+    last |= {"scenario": f"MLPerf-style server, p99 within {slo_ms:g} ms"}
+    last |= {"rungs": [[rung.rate, rung.within, rung.p99_ms] for rung in rungs]}
+    found = cast(records.Search, last)
     if rate is None:
-        found |= {"status": f"failed: no rate keeps the 99th percentile within {slo_ms:g} ms", "rate": None}
+        found["rate"] = None
+        records.fail(found, records.Failed("bound", f"no rate keeps the 99th percentile within {slo_ms:g} ms"))
     return [full, found]
 
 
@@ -214,14 +218,19 @@ async def classify(
 
 def record(
     scenario: Scenario, outcomes: Sequence[Outcome], seconds: float, model: str | None, slo_ms: float | None
-) -> records.Record:
+) -> records.Load:
     """The record of one scenario. Latencies are those of answered requests; every other is counted in `errors`."""
     answered = [o for o in outcomes if o.status == 200]
     errors = Counter(str(o.status) for o in outcomes if o.status != 200)
     first = answered[0].answer if answered else {}
     network = str(first.get("model") or model or "unknown")
     row = SPECS.get(network)
-    common: dict[str, Any] = {
+    made: records.Load = {
+        **records.unmeasured(records.Failed("unanswered", "no request was due")),
+        "kind": "load",
+        "split_ms": None,
+        "mean_batch": None,
+        "batch": None,
         "network": network,
         "version": first.get("version"),
         "engine": str(first.get("engine", "unknown")),
@@ -235,25 +244,26 @@ def record(
         "errors": dict(sorted(errors.items())),
         "macs": row.macs if row else None,
         "params": row.params if row else None,
-        "power": records.nothing_measured("not measured over HTTP: the service may be on another machine"),
+        "power": records.no_power("not measured over HTTP: the service may be on another machine"),
         "slo_ms": slo_ms,
         "within_slo": None if slo_ms is None else share_within(outcomes, slo_ms),
         "client_lag_p99_ms": float(np.percentile([o.lag for o in outcomes], 99)) if outcomes else None,
     }
     if not answered:
-        counted = ", ".join(f"{count} x {status}" for status, count in errors.items()) or "no request was due"
-        return records.record(**common, status=f"failed: {counted}")
-    return records.record(
-        **common,
-        status="ok",
-        latency_ms=records.latency([[o.latency for o in answered]]),
-        throughput_img_s=len(answered) / seconds,
-        split_ms=split(answered),
-        mean_batch=mean([o.answer["batch_size"] for o in answered if isinstance(o.answer.get("batch_size"), int)]),
-    )
+        if errors:
+            counted = ", ".join(f"{count} x {status}" for status, count in errors.items())
+            records.fail(made, records.Failed("unanswered", counted))
+        return made
+    made["status"], made["failure"] = "ok", None
+    made["latency_ms"] = records.latency([[o.latency for o in answered]])
+    made["throughput_img_s"] = len(answered) / seconds
+    made["split_ms"] = split(answered)
+    sizes = [o.answer["batch_size"] for o in answered if isinstance(o.answer.get("batch_size"), int)]
+    made["mean_batch"] = mean(sizes)
+    return made
 
 
-def split(answered: Sequence[Outcome]) -> dict[str, Any] | None:
+def split(answered: Sequence[Outcome]) -> dict[str, records.Stage] | None:
     """Where the time of answered requests went, mean, p50 and p99 in ms: the stages that `timing_ms` of answers names,
     the service's remainder, and transport, which is everything outside it (the network, the socket, the client).
     """
@@ -266,7 +276,8 @@ def split(answered: Sequence[Outcome]) -> dict[str, Any] | None:
     parts["transport"] = [o.latency - o.lag - t["total"] for o, t in timed]
     parts["client"] = [o.lag for o, _ in timed]
     return {
-        name: {"mean": mean(v), **{f"p{p}": float(np.percentile(v, p)) for p in (50, 99)}} for name, v in parts.items()
+        name: {"mean": mean(v), "p50": float(np.percentile(v, 50)), "p99": float(np.percentile(v, 99))}
+        for name, v in parts.items()
     }
 
 
@@ -279,13 +290,13 @@ def mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def summary(items: Sequence[records.Record]) -> str:
+def summary(items: Sequence[records.Load | records.Search]) -> str:
     """What was measured, for the terminal."""
     s, rows, notes = records.significant, [], []
     for item in items:
-        latency = item["latency_ms"] or {}
-        within = item["within_slo"]
-        if item.get("rungs") and records.measured(item):
+        latency, within = item["latency_ms"], item["within_slo"]
+        shown = (s(latency["p50"]), s(latency["p90"]), s(latency["p99"])) if latency else (s(None),) * 3
+        if item["kind"] == "search" and records.measured(item):
             notes.append(
                 f"Highest rate with the 99th percentile within {item['slo_ms']:g} ms: {s(item['rate'])} per second, of "
                 f"{len(item['rungs'])} tried."
@@ -294,14 +305,14 @@ def summary(items: Sequence[records.Record]) -> str:
             notes.append(f"{item['scenario']}: {item['status']}")
         rows.append(
             (item["network"], item["scenario"], item["sent"], sum(item["errors"].values()),
-             s(item["throughput_img_s"]), s(latency.get("p50")), s(latency.get("p90")), s(latency.get("p99")),
+             s(item["throughput_img_s"]), *shown,
              "" if within is None else f"{100 * within:.1f} %")
         )  # fmt: skip
         for status, count in item["errors"].items():
             notes.append(f"{item['scenario']}: {count} x {status}")
-        if (item["client_lag_p99_ms"] or 0) > CLIENT_LAG_MS:
+        if (lag := item["client_lag_p99_ms"] or 0) > CLIENT_LAG_MS:
             notes.append(
-                f"{item['scenario']}: this client sent {item['client_lag_p99_ms']:.0f} ms late at p99; "
+                f"{item['scenario']}: this client sent {lag:.0f} ms late at p99; "
                 "run it on another machine or lower the rate"
             )
     header = ("network", "scenario", "sent", "errors", "img/s", "p50 ms", "p90 ms", "p99 ms", "in bound")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.environment import warn_if_busy
 from benchmarks.options import of_one_artifact
-from benchmarks.records import keep
+from benchmarks.records import Environment, write
 from models import console
 from models.console import (
     Commands,
@@ -69,7 +69,7 @@ def peers(options: argparse.Namespace) -> int:
     if not photographs:
         raise Usage(f"{folder} holds no JPEG or PNG files; give a folder of photographs to --images")
     there = sides.EMPTY if options.empty else [peer for peer in sides.PEERS if not peer.missing]
-    here = environment.describe() | {"client": sides.client()}
+    here: Environment = {**environment.describe(), "client": sides.client()}
     warn_if_busy(here)
     rows = sides.compare(
         artifact, choice, photographs, options.connections, options.rounds, options.seconds, there, console.progress
@@ -80,7 +80,7 @@ def peers(options: argparse.Namespace) -> int:
     for reason in dict.fromkeys(peer.missing for peer in sides.PEERS if peer.missing):
         print(f"not run: {reason}")
     if options.out:
-        keep(options.out, {"environment": here, "rows": rows})
+        write(options.out, {"environment": here, "rows": rows})
         print(options.out)
     if failed := [row["server"] for row in rows if not row["rate"]]:
         raise Failure(f"no request was answered by {', '.join(dict.fromkeys(failed))}")
@@ -98,12 +98,14 @@ def bulk(options: argparse.Namespace) -> int:
     artifact = find(options.tag)
     choice = choose(artifact, options.engine, options.precision)
     found = photographs(options.images or process.ROOT / "examples" / "photographs")
-    here = environment.describe() | {"client": client(), "images": options.count, "photographs": len(found)}
+    here: Environment = {
+        **environment.describe(), "client": client(), "images": options.count, "photographs": len(found),
+    }  # fmt: skip
     warn_if_busy(here)
     with console.Bar("measuring in turn", 4 * options.rounds) as bar:
         rows = sides.measure(artifact, choice, found, options.count, options.rounds, options.seconds, bar.advance)
     print(sides.summary(rows))
     if options.out:
-        keep(options.out, {"environment": here, "rows": rows})
+        write(options.out, {"environment": here, "rows": rows})
         print(options.out)
     return 0

@@ -15,7 +15,17 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.records import CONFIDENCE, RESAMPLES, Record, by_network, imagenet, measured, memory, smallest_batch
+from benchmarks.records import (
+    CONFIDENCE,
+    RESAMPLES,
+    Cell,
+    MeasuredCell,
+    by_network,
+    imagenet,
+    measured_cells,
+    memory,
+    smallest_batch,
+)
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told"
 
@@ -56,9 +66,9 @@ class Claim:
         return " to ".join(self.form.format(bound) for bound in self.interval) if self.interval else ""
 
 
-def test(series: Sequence[Record]) -> list[Claim]:
+def test(series: Sequence[Cell]) -> list[Claim]:
     """The five claims on `series`: the records of one machine, engine and precision."""
-    good = [item for item in series if measured(item)]
+    good = measured_cells(series)
     return [
         power_is_constant(good),
         accuracy_is_hyperbolic(good),
@@ -68,7 +78,7 @@ def test(series: Sequence[Record]) -> list[Claim]:
     ]
 
 
-def power_is_constant(good: Sequence[Record]) -> Claim:
+def power_is_constant(good: Sequence[MeasuredCell]) -> Claim:
     """Claim 1, figures 4 and 8: net power depends neither on batch size nor on the network."""
     text = "Power is independent of batch size and architecture"
     threshold = f"spread (standard deviation over mean of net watts) at most {POWER_SPREAD:.0%}"
@@ -84,7 +94,7 @@ def power_is_constant(good: Sequence[Record]) -> Claim:
     return judged(1, text, threshold, known, spread(groups), bootstrap(groups, spread), POWER_SPREAD, "spread {}")
 
 
-def accuracy_is_hyperbolic(good: Sequence[Record]) -> Claim:
+def accuracy_is_hyperbolic(good: Sequence[MeasuredCell]) -> Claim:
     """Claim 2, figure 9: top-1 = a - b / time; a little accuracy costs ever more time."""
     text = "Accuracy and inference time are in a hyperbolic relation"
     threshold = "a hyperbola predicts a left-out network's top-1 better than a straight line does"
@@ -103,7 +113,7 @@ def accuracy_is_hyperbolic(good: Sequence[Record]) -> Claim:
     return Claim(2, text, verdict, statistic, value, interval, threshold, len(known), names(known), borrowed(known))
 
 
-def energy_bounds_accuracy(good: Sequence[Record]) -> Claim:
+def energy_bounds_accuracy(good: Sequence[MeasuredCell]) -> Claim:
     """Claim 3: an energy budget sets an upper bound on accuracy, so that more of one costs more of the other."""
     text = "An energy budget sets an upper bound on accuracy"
     threshold = "the rank correlation of joules per image with top-1 is above 0"
@@ -123,14 +133,14 @@ def energy_bounds_accuracy(good: Sequence[Record]) -> Claim:
     return Claim(3, text, verdict, statistic, value, interval, threshold, len(known), names(known), borrowed(known))
 
 
-def operations_give_time(good: Sequence[Record]) -> Claim:
+def operations_give_time(good: Sequence[MeasuredCell]) -> Claim:
     """Claim 4, figure 7: time is proportional to operations, so that counting them estimates it."""
     text = "Operations estimate inference time"
     threshold = f"the median network's time is off by at most {TIME_ERROR:.0%} when the others' rate predicts it"
     known = [item for item in smallest_batch(good) if item["macs"] is not None]
     if lacking := too_few(4, text, threshold, known, "networks with known operations"):
         return lacking
-    rates = np.log([item["macs"] * item["batch"] / item["latency_ms"]["p50"] for item in known])
+    rates = np.log([(item["macs"] or 0) * item["batch"] / item["latency_ms"]["p50"] for item in known])
     others = (rates.sum() - rates) / (len(rates) - 1)
     errors = np.exp(np.abs(rates - others)) - 1
     spread = float(np.exp(rates.max() - rates.min()))
@@ -140,7 +150,7 @@ def operations_give_time(good: Sequence[Record]) -> Claim:
     )  # fmt: skip
 
 
-def memory_is_bent(good: Sequence[Record]) -> Claim:
+def memory_is_bent(good: Sequence[MeasuredCell]) -> Claim:
     """Claim 5, figure 5: memory is constant over the first batch sizes, then grows linearly."""
     text = "Memory is constant, then linear in batch size"
     threshold = (
@@ -166,7 +176,7 @@ def memory_is_bent(good: Sequence[Record]) -> Claim:
 
 
 def judged(
-    number: int, text: str, threshold: str, known: Sequence[Record], value: float, interval: tuple[float, float],
+    number: int, text: str, threshold: str, known: Sequence[MeasuredCell], value: float, interval: tuple[float, float],
     limit: float, form: str, note: str = "",
 ) -> Claim:  # fmt: skip
     """A claim that holds when the statistic, a share, is at most `limit`."""
@@ -177,7 +187,7 @@ def judged(
     )
 
 
-def too_few(number: int, text: str, threshold: str, known: Sequence[Record], what: str) -> Claim | None:
+def too_few(number: int, text: str, threshold: str, known: Sequence[MeasuredCell], what: str) -> Claim | None:
     """The claim as undecidable, when fewer networks than needed are `known`; `what` says what is missing."""
     found = names(known)
     if len(found) >= FEWEST_NETWORKS:
@@ -186,16 +196,16 @@ def too_few(number: int, text: str, threshold: str, known: Sequence[Record], wha
     return Claim(number, text, UNKNOWN, reason, None, None, threshold, len(known), found)
 
 
-def unmeasured_power(good: Sequence[Record]) -> str:
+def unmeasured_power(good: Sequence[MeasuredCell]) -> str:
     reasons = sorted({item["power"]["reason"] for item in good if item["power"]["reason"]})
     return "networks with measured power" + (f" ({'; '.join(reasons)})" if reasons else "")
 
 
-def names(items: Sequence[Record]) -> tuple[str, ...]:
+def names(items: Sequence[MeasuredCell]) -> tuple[str, ...]:
     return tuple(by_network(items))
 
 
-def borrowed(items: Sequence[Record]) -> str:
+def borrowed(items: Sequence[MeasuredCell]) -> str:
     """A note where accuracies belong to other weights than those measured."""
     untrained = [item["network"] for item in items if item["weights"] == "untrained"]
     return f"top-1 is the published one for {', '.join(untrained)}: weights here are untrained" if untrained else ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.records import Record, by_network, measured
+from benchmarks.records import Cell, Identity, InProcess, MeasuredCell, by_network, measured_cells
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,11 +50,11 @@ class Series:
     """Records that may be compared with each other: one machine, engine and precision."""
 
     label: str
-    records: tuple[Record, ...]
+    records: tuple[Cell, ...]
 
     @property
-    def good(self) -> list[Record]:
-        return [item for item in self.records if measured(item)]
+    def good(self) -> list[MeasuredCell]:
+        return measured_cells(self.records)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Figure:
     png: bytes
 
 
-Panel = tuple["Axes", list[Record]]
+Panel = tuple["Axes", list[MeasuredCell]]
 
 
 class Nothing(Exception):
@@ -126,7 +126,7 @@ def _height(networks: int, least: float = PANEL) -> float:
     return max(least, 0.8 + 0.16 * networks)
 
 
-def _panels(series: Sequence[Series], keep: Callable[[Record], bool], why: str) -> tuple[Canvas, list[Panel]]:
+def _panels(series: Sequence[Series], keep: Callable[[MeasuredCell], bool], why: str) -> tuple[Canvas, list[Panel]]:
     """A panel for every series with records that `keep` keeps, titled and with those records."""
     kept = [(one.label, [item for item in one.good if keep(item)]) for one in series]
     kept = [(label, items) for label, items in kept if items]
@@ -149,16 +149,16 @@ def _notice(reason: str) -> Canvas:
     return canvas
 
 
-def shown(item: Record) -> str:
+def shown(item: Identity) -> str:
     """The network's name, marked where its weights are untrained."""
     return f"{item['network']}{UNTRAINED}" if item["weights"] == "untrained" else str(item["network"])
 
 
-def look(item: Record) -> tuple[str, str]:
+def look(item: InProcess) -> tuple[str, str]:
     return LOOKS.get(item.get("family") or "", OTHER)
 
 
-def dot(axis: Axes, item: Record, x: float, y: float, **more: Any) -> None:
+def dot(axis: Axes, item: MeasuredCell, x: float, y: float, **more: Any) -> None:
     """A network's mark; hollow where its weights are untrained."""
     colour, mark = look(item)
     filled = colour if item["weights"] != "untrained" else "none"

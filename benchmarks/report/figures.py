@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.records import Record, by_network, imagenet, memory, significant, smallest_batch
+from benchmarks.records import Cell, MeasuredCell, Roofline, by_network, imagenet, memory, significant, smallest_batch
 from benchmarks.report.drawing import (
     BARS,
     GUIDE,
@@ -63,41 +63,41 @@ def _figure(
         return _forms(name, title, caption, canvas)
 
 
-def per_image(item: Record) -> float:
+def per_image(item: MeasuredCell) -> float:
     """Median milliseconds per image."""
     return float(item["latency_ms"]["p50"]) / int(item["batch"])
 
 
-def spread(item: Record) -> tuple[float, float]:
+def spread(item: MeasuredCell) -> tuple[float, float]:
     """How far the 10th and 90th percentile lie below and above the median, in ms per image."""
     low, high = np.percentile(item["latency_ms"]["values"], (10, 90)) / item["batch"]
     middle = per_image(item)
     return max(0.0, middle - float(low)), max(0.0, float(high) - middle)
 
 
-def _networks(series: Sequence[Series], keep: Callable[[Record], bool]) -> list[Record]:
+def _networks(series: Sequence[Series], keep: Callable[[Cell], bool]) -> list[Cell]:
     """One record for every network with a record that `keep` keeps, whatever the series."""
     groups = by_network([item for one in series for item in one.records if keep(item)])
     return [items[0] for items in groups.values()]
 
 
 def accuracy_bars(series: Sequence[Series]) -> Canvas:
-    chosen = sorted(_networks(series, imagenet), key=lambda item: (item.get("year") or 0, item["top1"]))
+    chosen = sorted(_networks(series, imagenet), key=lambda item: (item.get("year") or 0, top1(item)))
     if not chosen:
         raise Nothing("No record has an accuracy on ImageNet.")
-    return _bars(chosen, [item["top1"] for item in chosen], "top-1 accuracy (%)", "{:.1f}")
+    return _bars(chosen, [top1(item) for item in chosen], "top-1 accuracy (%)", "{:.1f}")
 
 
 def information_density(series: Sequence[Series]) -> Canvas:
     chosen = _networks(series, lambda item: imagenet(item) and bool(item["params"]))
     if not chosen:
         raise Nothing("No record has both an accuracy on ImageNet and a number of parameters.")
-    chosen.sort(key=lambda item: -item["top1"] / item["params"])
-    values = [item["top1"] / (item["params"] / 1e6) for item in chosen]
+    chosen.sort(key=lambda item: -top1(item) / mega_params(item))
+    values = [top1(item) / mega_params(item) for item in chosen]
     return _bars(chosen, values, "top-1 accuracy per million parameters (%)", "{:.2f}")
 
 
-def _bars(chosen: Sequence[Record], values: Sequence[float], label: str, form: str) -> Canvas:
+def _bars(chosen: Sequence[Cell], values: Sequence[float], label: str, form: str) -> Canvas:
     canvas, (axis,) = _grid(1, 1.0 + 0.32 * len(chosen))
     for row, (item, value) in enumerate(zip(chosen, values, strict=True)):
         colour, _ = look(item)
@@ -126,18 +126,18 @@ def ball_chart(series: Sequence[Series]) -> Canvas:
         raise Nothing("No record has an accuracy on ImageNet, operations and parameters.")
     canvas, (axis,) = _grid(1, _height(len(chosen), 5.2))
     # Area, not radius, is proportional to the parameters: 12 square points a million.
-    area = {item["network"]: 12 * item["params"] / 1e6 for item in chosen}
+    area = {item["network"]: 12 * mega_params(item) for item in chosen}
     for item in sorted(chosen, key=lambda item: -area[item["network"]]):
         colour, _ = look(item)
         hollow = item["weights"] == "untrained"
         axis.scatter(
-            item["macs"] / 1e9, item["top1"], s=area[item["network"]], color=colour, alpha=0.35 if hollow else 0.6,
+            giga_macs(item), top1(item), s=area[item["network"]], color=colour, alpha=0.35 if hollow else 0.6,
             edgecolors=colour, linewidths=1.4, linestyle="--" if hollow else "-", zorder=2,
         )  # fmt: skip
-        axis.plot(item["macs"] / 1e9, item["top1"], ".", color=INK, markersize=3, zorder=3)
-    tops = [item["top1"] for item in chosen]
+        axis.plot(giga_macs(item), top1(item), ".", color=INK, markersize=3, zorder=3)
+    tops = [top1(item) for item in chosen]
     axis.set_ylim(min(tops) - 5, max(tops) + 5)
-    axis.set_xlim(0, max(item["macs"] for item in chosen) / 1e9 * 1.18)
+    axis.set_xlim(0, max(giga_macs(item) for item in chosen) * 1.18)
     axis.set_xlabel("operations (10⁹ multiply-accumulates per image)")
     axis.set_ylabel("top-1 accuracy (%)")
     keys = [axis.scatter([], [], s=12 * m, color=OTHER[0], alpha=0.5, label=f"{m} M") for m in (5, 25, 60, 140)]
@@ -151,7 +151,7 @@ def ball_chart(series: Sequence[Series]) -> Canvas:
         ncols=4,
         columnspacing=2.4,
     )
-    label_points(axis, [(i["macs"] / 1e9, i["top1"], shown(i), np.sqrt(area[i["network"]] / np.pi)) for i in chosen])
+    label_points(axis, [(giga_macs(i), top1(i), shown(i), np.sqrt(area[i["network"]] / np.pi)) for i in chosen])
     return canvas
 
 
@@ -173,10 +173,10 @@ def memory_by_batch(series: Sequence[Series]) -> Canvas:
 def _by_batch(
     canvas: Canvas,
     panels: Sequence[Panel],
-    value: Callable[[Record], float],
+    value: Callable[[MeasuredCell], float],
     ylabel: str,
     *,
-    error: Callable[[Record], tuple[float, float]] | None = None,
+    error: Callable[[MeasuredCell], tuple[float, float]] | None = None,
     log: bool = False,
 ) -> Canvas:
     """A line a network over the batch sizes, named at its end; all panels on the same axes."""
@@ -230,7 +230,7 @@ def memory_by_parameters(series: Sequence[Series]) -> Canvas:
 
     return _against(
         series, lambda item: has_memory(item) and bool(item["params"]), "No record holds parameters and peak memory.",
-        lambda item: float(item["params"]) / 1e6, peak, "parameters (millions)", "peak memory (MB)", guide=line,
+        mega_params, peak, "parameters (millions)", "peak memory (MB)", guide=line,
     )  # fmt: skip
 
 
@@ -262,23 +262,23 @@ def accuracy_by_throughput(series: Sequence[Series]) -> Canvas:
 
     return _against(
         series, imagenet, "No record has both a throughput and an accuracy on ImageNet.",
-        throughput, lambda item: float(item["top1"]), "images per second, at the best batch", "top-1 accuracy (%)",
+        throughput, top1, "images per second, at the best batch", "top-1 accuracy (%)",
         logs="x", from_zero=False, guide=front, fastest=True,
     )  # fmt: skip
 
 
 def _against(
     series: Sequence[Series],
-    keep: Callable[[Record], bool],
+    keep: Callable[[MeasuredCell], bool],
     why: str,
-    x_of: Callable[[Record], float],
-    y_of: Callable[[Record], float],
+    x_of: Callable[[MeasuredCell], float],
+    y_of: Callable[[MeasuredCell], float],
     xlabel: str,
     ylabel: str,
     *,
     logs: str = "",
     from_zero: bool = True,
-    error: Callable[[Record], tuple[float, float]] | None = None,
+    error: Callable[[MeasuredCell], tuple[float, float]] | None = None,
     guide: Callable[[Axes, Sequence[float], Sequence[float]], None] | None = None,
     fastest: bool = False,
 ) -> Canvas:
@@ -316,7 +316,7 @@ def _against(
     return canvas
 
 
-def best_batch(items: Sequence[Record]) -> list[Record]:
+def best_batch(items: Sequence[MeasuredCell]) -> list[MeasuredCell]:
     """One record a network: that of its highest throughput."""
     return [max(group, key=throughput) for group in by_network(items).values()]
 
@@ -341,7 +341,7 @@ def roofline(series: Sequence[Series]) -> Canvas:
         raise Nothing("No record holds a roofline.")
     # The whole width for every panel: networks lie close together under a roof.
     canvas, axes = _grid(len(kept), 1.2 * PANEL, 1)
-    every = [item["roofline"] for _, items in kept for item in items]
+    every = [roof(item) for _, items in kept for item in items]
     most = max(one["matrix_gop_s"] for one in every)
     unit, name = (1e3, "10¹²") if most >= 1e4 else (1.0, "10⁹")
     rates = [operations(item) / unit for _, items in kept for item in items]
@@ -354,12 +354,12 @@ def roofline(series: Sequence[Series]) -> Canvas:
         for group in by_network(items).values():
             ordered = sorted(group, key=lambda item: int(item["batch"]))
             colour, _ = look(ordered[0])
-            points = [(i["roofline"]["operations_per_byte"], operations(i) / unit) for i in ordered]
+            points = [(roof(i)["operations_per_byte"], operations(i) / unit) for i in ordered]
             axis.plot([p[0] for p in points], [p[1] for p in points], color=colour, linewidth=0.9, alpha=0.6, zorder=2)
             for item, point in zip(ordered, points, strict=True):
                 dot(axis, item, *point, markersize=6 if item is ordered[-1] else 3)
             ends.append((*points[-1], f"{shown(ordered[-1])} ({ordered[-1]['batch']})", 3.5))
-        peak_rate, copied = items[0]["roofline"]["matrix_gop_s"], items[0]["roofline"]["copy_gb_s"]
+        peak_rate, copied = roof(items[0])["matrix_gop_s"], roof(items[0])["copy_gb_s"]
         ridge = peak_rate / copied
         corners = [low, *([ridge] if low < ridge < high else []), high]
         axis.plot(corners, [min(peak_rate, copied * x) / unit for x in corners], color=INK, linewidth=1.6, zorder=1)
@@ -376,40 +376,57 @@ def roofline(series: Sequence[Series]) -> Canvas:
     return canvas
 
 
-def has_roofline(item: Record) -> bool:
+def has_roofline(item: MeasuredCell) -> bool:
     return bool(item.get("roofline"))
 
 
-def operations(item: Record) -> float:
+def operations(item: MeasuredCell) -> float:
     """10⁹ operations per second that the network did."""
-    return float(item["roofline"]["img_s"]) * float(item["roofline"]["operations"]) / 1e9
+    return roof(item)["img_s"] * roof(item)["operations"] / 1e9
 
 
-def has_power(item: Record) -> bool:
+def roof(item: MeasuredCell) -> Roofline:
+    found = item.get("roofline")
+    assert found is not None  # `has_roofline` kept it
+    return found
+
+
+def has_power(item: MeasuredCell) -> bool:
     return item["power"]["net_w"] is not None
 
 
-def has_memory(item: Record) -> bool:
+def has_memory(item: MeasuredCell) -> bool:
     return memory(item) is not None
 
 
-def net_watts(item: Record) -> float:
-    return float(item["power"]["net_w"])
+def net_watts(item: MeasuredCell) -> float:
+    return item["power"]["net_w"] or 0.0
 
 
-def throughput(item: Record) -> float:
-    return float(item["throughput_img_s"])
+def throughput(item: MeasuredCell) -> float:
+    return item["throughput_img_s"]
 
 
-def giga_macs(item: Record) -> float:
-    return float(item["macs"]) / 1e9
+# Of records that were kept because they have these.
 
 
-def peak(item: Record) -> float:
+def top1(item: Cell | MeasuredCell) -> float:
+    return item["top1"] or 0.0
+
+
+def giga_macs(item: Cell | MeasuredCell) -> float:
+    return (item["macs"] or 0) / 1e9
+
+
+def mega_params(item: Cell | MeasuredCell) -> float:
+    return (item["params"] or 0) / 1e6
+
+
+def peak(item: MeasuredCell) -> float:
     return memory(item) or 0.0
 
 
-def power_spread(item: Record) -> tuple[float, float]:
+def power_spread(item: MeasuredCell) -> tuple[float, float]:
     return (float(item["power"].get("std_w") or 0.0),) * 2
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import html
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import Record
+from benchmarks.records import Document
 from benchmarks.report import claims
 from benchmarks.report.figures import draw
-from benchmarks.report.sections import Document, Report, Table, report, series_of
+from benchmarks.report.sections import Report, Table, report, series_of
 from models.console import Failure
 
 PAGE, MARKDOWN, CSV, FIGURES = "report.html", "report.md", "records.csv", "figures"
@@ -145,7 +145,7 @@ def as_csv(documents: Sequence[Document]) -> str:
     return out.getvalue()
 
 
-def row_of(item: Record) -> dict[str, Any]:
+def row_of(item: Mapping[str, Any]) -> dict[str, Any]:
     latency, power, memory = item["latency_ms"] or {}, item["power"], item["memory_mb"]
     low, high = latency.get("interval", (None, None))
     flat = {name: item.get(name) for name in COLUMNS if name in item}

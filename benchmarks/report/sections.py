@@ -5,25 +5,31 @@ Everything in it is computed from result records here and now; nothing is carrie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from benchmarks import environment
 from benchmarks.records import (
     FEWEST_FOR_P99,
+    Cell,
+    Document,
+    Environment,
+    MeasuredCell,
     Record,
+    RecordsFile,
     by_network,
+    is_cell,
     measured,
+    measured_cells,
     memory,
     significant,
     smallest_batch,
 )
 from benchmarks.report import claims
 from benchmarks.report.drawing import UNTRAINED, Figure, Series, shown
-from benchmarks.report.figures import has_roofline
+from benchmarks.report.figures import has_roofline, roof
 
-Document = tuple[str, dict[str, Any]]  # a file's name without its ending, and its content
 Row = tuple[str, ...]
 
 
@@ -121,12 +127,13 @@ def sections(documents: Sequence[Document], series: Sequence[Series], figures: S
 
 def series_of(documents: Sequence[Document]) -> list[Series]:
     """The in-process records by run, engine and precision; the run is named only where there are several."""
-    found: dict[str, list[Record]] = {}
-    local = [(name, [i for i in document["records"] if not i.get("scenario")]) for name, document in documents]
+    found: dict[str, list[Cell]] = {}
+    local = [(name, [i for i in document["records"] if is_cell(i)]) for name, document in documents]
     several = sum(bool(items) for _, items in local) > 1
     for name, items in local:
         for item in items:
-            found.setdefault(f"{ran_on(item)}, {name}" if several else ran_on(item), []).append(item)
+            label = ran_on(item["engine"], item["precision"])
+            found.setdefault(f"{label}, {name}" if several else label, []).append(item)
     return [Series(label, tuple(items)) for label, items in found.items()]
 
 
@@ -149,7 +156,7 @@ def networks(series: Sequence[Series]) -> Table:
     return Table(head, rows, 3, "networks")
 
 
-def cells(one: Series, item: Record, best: Record) -> Row:
+def cells(one: Series, item: MeasuredCell, best: MeasuredCell) -> Row:
     latency = item["latency_ms"]
     low, high = latency.get("interval") or (None, None)
     mark = UNTRAINED if item["top1"] is not None and item["weights"] == "untrained" else ""
@@ -218,13 +225,14 @@ PARTS = ("decode", "queue", "inference", "service", "transport")
 def load(documents: Sequence[Document]) -> Table | None:
     """A row for each record of `benchmarks load` and of the scenarios; the parts of a latency are means."""
     rows = []
-    for item in (i for _, document in documents for i in document["records"] if i.get("scenario")):
+    served = (i for _, document in documents for i in document["records"] if not is_cell(i))
+    for item in cast(Iterator[Mapping[str, Any]], served):
         latency, parts, within = item["latency_ms"] or {}, item.get("split_ms") or {}, item.get("within_slo")
-        if not measured(item) and not item["latency_ms"]:
+        if item["latency_ms"] is None:
             continue  # among what was not measured
         rows.append((
             item["network"] + (UNTRAINED if item["weights"] == "untrained" else ""),
-            ran_on(item),
+            ran_on(item["engine"], item["precision"]),
             item["scenario"] + (f": {significant(item['rate'])} img/s" if item.get("rungs") and item["rate"] else ""),
             f"{item['sent']:,}",
             "; ".join(f"{count} x {status}" for status, count in item["errors"].items()) or "none",
@@ -241,8 +249,8 @@ def load(documents: Sequence[Document]) -> Table | None:
     return Table(head, rows, 3, "networks") if rows else None
 
 
-def ran_on(item: Record) -> str:
-    return f"{NAMES.get(item['engine'], item['engine'])} {item['precision']}"
+def ran_on(engine: str, precision: str) -> str:
+    return f"{NAMES.get(engine, engine)} {precision}"
 
 
 CLAIMS_ARE = (
@@ -279,12 +287,12 @@ def how(documents: Sequence[Document]) -> list[str]:
     found = [*HOW, *(f"In {name}, {warning}." for name, warning in warnings if warning)]
     items = [(name, document, item) for name, document in documents for item in document["records"] if measured(item)]
     found += [HOW_GPU] * any(item["memory_mb"]["peak_gpu"] is not None for *_, item in items)
-    found += [f"{name} {HOW_SCRIPT}." for name in dict.fromkeys(name for name, _, item in items if item.get("parity"))]
+    found += [f"{name} {HOW_SCRIPT}." for name in dict.fromkeys(n for n, _, i in items if i["kind"] == "gpu_cell")]
     modes = dict.fromkeys((name, document["environment"].get("mode")) for name, document in documents)
     return [*found, *(f"{name}: {mode}." for name, mode in modes if mode)]
 
 
-def environment_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
+def environment_rows(document: RecordsFile) -> list[tuple[str, str]]:
     """The environment block in words, in its own order."""
     rows = []
     for name, value in document["environment"].items():
@@ -296,7 +304,7 @@ def environment_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
                 " ".join(map(str, item.values())) if isinstance(item, dict) else str(item) for item in value
             )
         else:
-            text = {None: "not known", True: "yes", False: "no"}.get(value, str(value))
+            text = "not known" if value is None else ("no", "yes")[value] if isinstance(value, bool) else str(value)
         rows.append((name.replace("_", " "), text or "none"))
     return rows
 
@@ -336,10 +344,9 @@ def together(documents: Sequence[Document]) -> Table | None:
 
     Of each machine the best throughput with what gave it, and the fastest single image (or smallest batch measured).
     """
-    machines: dict[str, dict[str, list[Record]]] = {}
+    machines: dict[str, dict[str, list[MeasuredCell]]] = {}
     for _, document in documents:
-        items = [item for item in document["records"] if measured(item) and not item.get("scenario")]
-        for network, group in by_network(items).items():
+        for network, group in by_network(measured_cells(document["records"])).items():
             machines.setdefault(device(document["environment"]), {}).setdefault(network, []).extend(group)
     if len(machines) < 2:
         return None
@@ -349,7 +356,7 @@ def together(documents: Sequence[Document]) -> Table | None:
     return Table(head, rows, 1, "networks")
 
 
-def side(group: Sequence[Record]) -> Row:
+def side(group: Sequence[MeasuredCell]) -> Row:
     """The cells of one network on one machine in `together`."""
     if not group:
         return (NONE,) * 3
@@ -358,18 +365,18 @@ def side(group: Sequence[Record]) -> Row:
     quickest = min(float(item["latency_ms"]["p50"]) for item in group if item["batch"] == least)
     return (
         significant(best["throughput_img_s"]) + (UNTRAINED if best["weights"] == "untrained" else ""),
-        f"{ran_on(best)}, batch {best['batch']}",
+        f"{ran_on(best['engine'], best['precision'])}, batch {best['batch']}",
         significant(quickest) + (f" at batch {least}" if least > 1 else ""),
     )
 
 
-def device(env: dict[str, Any]) -> str:
+def device(env: Environment) -> str:
     """What the networks ran on, for a heading."""
     gpus = gpus_of(env)
     return str(gpus[0]["name"] if gpus else env["cpu"])
 
 
-def gpus_of(env: dict[str, Any]) -> list[dict[str, Any]]:
+def gpus_of(env: Environment) -> list[dict[str, str]]:
     """The machine's GPUs; none where they were left out on purpose, in CPU mode."""
     return [] if env.get("mode") else env.get("gpus") or []
 
@@ -385,16 +392,16 @@ def roofline(series: Sequence[Series]) -> Table | None:
     """The smallest and the largest batch of every network that has a roofline, nearest to it first."""
     rows: list[Row] = []
     for one in series:
-        ends: list[Record] = []
+        ends: list[MeasuredCell] = []
         for group in by_network([item for item in one.good if has_roofline(item)]).values():
             ordered = sorted(group, key=lambda item: int(item["batch"]))
             ends += [ordered[0], ordered[-1]][: len(ordered)]
-        for item in sorted(ends, key=lambda item: -float(item["roofline"]["share"])):
-            roof = item["roofline"]
+        for item in sorted(ends, key=lambda item: -roof(item)["share"]):
+            limit = roof(item)
             rows.append((
-                shown(item), one.label, str(item["batch"]), significant(roof["img_s"]), roof["timed"],
-                significant(roof["attainable_img_s"]), f"{100 * roof['share']:.1f}", roof["bound_by"],
-                significant(roof["operations_per_byte"]),
+                shown(item), one.label, str(item["batch"]), significant(limit["img_s"]), limit["timed"],
+                significant(limit["attainable_img_s"]), f"{100 * limit['share']:.1f}", limit["bound_by"],
+                significant(limit["operations_per_byte"]),
             ))  # fmt: skip
     head = headings(
         "network", "engine", "batch", "measured, img/s", "timed", "attainable, img/s", "share, %", "bound by",
