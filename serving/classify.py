@@ -24,6 +24,7 @@ from models.preprocess import Pixels
 from serving import power, runtime
 from serving.artifact import LABELS, Artifact, ArtifactError, find
 from serving.batcher import Batcher, Scored, Workers
+from serving.bentoml_seams import exit_handler
 from serving.engines import Runtime, Scores, likeliest
 from serving.errors import (
     CLOSING,
@@ -369,7 +370,7 @@ def drain_before_exit(serving: Serving) -> None:
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
     for number in (signal.SIGTERM, signal.SIGINT):
-        exit_now = signal.getsignal(number)
+        exit_now = exit_handler(number)
 
         async def drain(number: int, exit_now: Any = exit_now) -> None:
             await serving.drain()
@@ -382,5 +383,4 @@ def drain_before_exit(serving: Serving) -> None:
             serving.closing, serving.ready = True, False
             loop.call_soon_threadsafe(lambda: tasks.add(loop.create_task(drain(number))))
 
-        if callable(exit_now):
-            signal.signal(number, begin)
+        signal.signal(number, begin)

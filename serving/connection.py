@@ -29,14 +29,14 @@ import logging
 import select
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
+from serving.bentoml_seams import request_cycle
 from serving.errors import RequestError, SlowRequest, TooManyConnections
 from serving.exchange import CLOSE, described, encode, headers_of, new_id
 from serving.framing import Framing
@@ -60,9 +60,6 @@ TURNED_AWAY = 32
 # Seconds between two looks at a client that ended its side, doubled from the first to the last.
 FIRST_LOOK, LAST_LOOK = 0.02, 1.0
 
-# uvicorn's, which asks no more of its transport and its flow than what `Connection` has under these names.
-Cycle: Any = RequestResponseCycle
-
 # Seconds between two lines in the log about the limit on connections.
 SAY_AGAIN = 60.0
 
@@ -80,6 +77,26 @@ STATUS_LINES = {
 log = logging.getLogger("bentoml.podium")
 
 
+@dataclass(eq=False)
+class Bounds:
+    """What all connections of one server share.
+
+    `timeout` is in seconds, `most` the connections that may be open at once; `refused` is told of every request that a
+    connection itself refuses. `said_full` is when the log last said that there are too many connections.
+    """
+
+    timeout: float = 10.0
+    most: int = 1 << 16
+    refused: Callable[[RequestError], object] = lambda _: None
+    said_full: float = field(default=-inf, init=False)
+
+
+def address(transport: asyncio.BaseTransport, which: str) -> tuple[str, int] | None:
+    """Host and port of a connection's end, "sockname" or "peername", as ASGI writes it; None if it has none."""
+    name = transport.get_extra_info(which)
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
+
+
 def hung_up(descriptor: int) -> bool:
     """Whether the other side of a socket has answered with a reset; one that only ended its sending has not."""
     poll = select.poll()
@@ -90,18 +107,18 @@ def hung_up(descriptor: int) -> bool:
 class Connection(Framing, asyncio.Protocol):
     """One connection, as uvicorn's `Server` makes it, and the transport and flow of each `RequestResponseCycle`."""
 
-    # Set by the service, once, before the first connection.
-    timeout = 10.0
-    most = 1 << 16
-    refused: Callable[[RequestError], object] = staticmethod(lambda _: None)  # is told of every request refused here
-
-    _said_full = -inf
-
     def __init__(
-        self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
+        self,
+        config: Any,
+        server_state: Any,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        bounds: Bounds,
     ) -> None:
         if not config.loaded:
             config.load()
+        self.bounds, self.timeout = bounds, bounds.timeout
         self.loop = _loop or asyncio.get_event_loop()
         super().__init__()
         self.app, self.root_path = config.loaded_app, config.root_path
@@ -127,12 +144,12 @@ class Connection(Framing, asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=0)
         if (end := transport.get_extra_info("socket")) is not None:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        self.server, self.client = get_local_addr(self.transport), get_remote_addr(self.transport)
+        self.server, self.client = address(transport, "sockname"), address(transport, "peername")
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         connections = self.server_state.connections
         connections.add(self)
         self._enter(FRESH, self.timeout)
-        if len(connections) > self.most and not self._make_room():
+        if len(connections) > self.bounds.most and not self._make_room():
             self._turn_away(len(connections))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002, asyncio names it
@@ -270,7 +287,7 @@ class Connection(Framing, asyncio.Protocol):
             "state": self.app_state.copy(),
         }
         self._keep = version == "1.1" and self.parser.should_keep_alive() and self.end == inf
-        self.cycle = Cycle(
+        self.cycle = request_cycle()(
             scope=scope,
             transport=self,
             flow=self,
@@ -394,18 +411,18 @@ class Connection(Framing, asyncio.Protocol):
         return bool(idle)
 
     def _turn_away(self, connections: int) -> None:
-        now = self.loop.time()
-        if now - Connection._said_full > SAY_AGAIN:
-            Connection._said_full = now
-            log.error("%d connections are open, the most there may be; more are answered 503", self.most)
-        if connections > self.most + TURNED_AWAY:
+        now, bounds = self.loop.time(), self.bounds
+        if now - bounds.said_full > SAY_AGAIN:
+            bounds.said_full = now
+            log.error("%d connections are open, the most there may be; more are answered 503", bounds.most)
+        if connections > bounds.most + TURNED_AWAY:
             self._abort()
         else:
             self._refuse(TooManyConnections("the server has as many connections as it takes; try again"))
 
     def _refuse(self, error: RequestError) -> None:
         """Answer what is not for the application to answer, and close."""
-        self.refused(error)
+        self.bounds.refused(error)
         if self.begun:
             started = self.cycle.response_started
             self._disconnect()

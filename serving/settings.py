@@ -16,6 +16,7 @@ from PIL import Image
 
 from models.console import Failure
 from serving.artifact import Artifact, defaults, find
+from serving.bentoml_seams import models_of_bento
 from serving.limits import Limits
 from serving.runtime import ENGINES
 from serving.text import quoted
@@ -220,22 +221,13 @@ def check_temporary() -> None:
         raise Failure(f"{error.strerror}; free some space, or name a folder that has some in TMPDIR") from None
 
 
-def carried(source: Path) -> list[str] | None:
-    """The models of the bento whose source folder `source` is, in its order; None where it is no bento's."""
-    if not (source.parent / "bento.yaml").is_file():
-        return None
-    from bentoml import Bento
-
-    return [str(model.tag) for model in Bento.from_path(str(source.parent)).info.all_models]
-
-
 def artifacts(models: tuple[str, ...], source: Path) -> list[Artifact]:
     """The artifacts to serve, the default first: those that `models` names, else all there are.
 
     A bento serves the versions it was built with, however many newer ones the store holds. Raises `Failure` for a
     model that is missing, and where there is none at all.
     """
-    inside = carried(source)
+    inside = models_of_bento(source)
     if inside is None:
         wanted = list(models) or defaults()
     else:

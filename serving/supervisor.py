@@ -8,7 +8,6 @@ BentoML looks for workers that ended every ten seconds: so it is told to look as
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import select
@@ -17,11 +16,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import click
 
 from models.console import Failure
+from serving.bentoml_seams import inherited_pipe, look_soon, started_arbiters
 
 log = logging.getLogger("bentoml.podium")
 
@@ -31,9 +30,6 @@ PIPE = "PODIUM_SUPERVISOR_FD"
 
 # Seconds in which a worker without its supervisor may answer what is under way.
 GRACE = 5.0
-
-# Seconds after which an arbiter that was busy is asked again.
-AGAIN = 0.1
 
 
 def watch(command: click.Context) -> None:
@@ -66,8 +62,7 @@ def watch(command: click.Context) -> None:
             signal.raise_signal(signal.SIGTERM)
             return
         for arbiter in arbiters:
-            # By the thread-safe way: from a signal's handler no other one wakes the loop.
-            arbiter.loop.asyncio_loop.call_soon_threadsafe(arbiter.loop.add_callback, look_after_workers, arbiter)
+            look_soon(arbiter)
 
     def show() -> None:
         if failure:
@@ -75,32 +70,6 @@ def watch(command: click.Context) -> None:
 
     signal.signal(signal.SIGCHLD, lambda *_: ended())
     command.call_on_close(show)
-
-
-def started_arbiters() -> list[Any]:
-    """What BentoML starts workers with, once it has; it is made later, and BentoML shows it to nobody."""
-    from circus.arbiter import Arbiter
-
-    started, start = list[Any](), Arbiter.start
-
-    def remember(arbiter: Any, *arguments: Any) -> Any:
-        started.append(arbiter)
-        return start(arbiter, *arguments)
-
-    Arbiter.start = remember
-    return started
-
-
-async def look_after_workers(arbiter: Any) -> None:
-    """Start again each worker that has ended, once the arbiter is done with what it is at."""
-    from circus.exc import ConflictError
-
-    while True:
-        try:
-            await arbiter.manage_watchers()
-            return
-        except ConflictError:
-            await asyncio.sleep(AGAIN)
 
 
 def unsaid(status: int, killed: bool) -> str:
@@ -123,7 +92,8 @@ def follow() -> None:
     comes too when only the thread that started the worker ends.
     """
     if PIPE in os.environ:
-        threading.Thread(target=_end_with, args=(int(os.environ[PIPE]),), name="supervisor", daemon=True).start()
+        pipe = inherited_pipe(int(os.environ[PIPE]))
+        threading.Thread(target=_end_with, args=(pipe,), name="supervisor", daemon=True).start()
 
 
 def _end_with(pipe: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 from uvicorn.server import ServerState
 
-from serving.connection import CLOSED, GRACE, LINGER_S, MAX_AHEAD, Connection
+from serving.connection import CLOSED, GRACE, LINGER_S, MAX_AHEAD, Bounds, Connection
 from serving.framing import MAX_HEAD
 
 PIECE = 256 << 10  # the most that the event loop hands over at once
@@ -61,8 +61,6 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 class Watched(Connection):
-    timeout = TIMEOUT
-
     def _hung_up(self) -> bool:
         return self.transport.reset  # type: ignore[attr-defined, no-any-return]
 
@@ -79,7 +77,7 @@ class Wire:
         self.came, self.unread = bytearray(), bytearray()
         self.reading, self.paused, self.closing, self.lost = True, False, False, False
         self.eof = self.ended = self.gone = self.reset = False
-        self.protocol = Watched(config, self.state, {}, loop)
+        self.protocol = Watched(config, self.state, {}, loop, bounds=Bounds(TIMEOUT))
         self.protocol.connection_made(self)  # type: ignore[arg-type]
         self.check()
 

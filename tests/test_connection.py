@@ -23,7 +23,7 @@ from uvicorn.server import ServerState
 
 from models.console import Failure
 from serving.artifact import Artifact
-from serving.connection import Connection
+from serving.connection import Bounds, Connection
 from serving.framing import MAX_HEAD
 from serving.settings import Settings
 from tests.test_service import PATIENCE as LONG
@@ -37,8 +37,7 @@ GET = b"GET / " + HEAD + b"\r\n"
 CHUNKED = b"POST / " + HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
-class Hasty(Connection):
-    timeout = 0.2
+HASTY = 0.2  # seconds that our connections wait
 
 
 gone: list[str] = []
@@ -53,7 +52,7 @@ async def echo(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], sen
         message = await receive()
         size, more = size + len(message.get("body", b"")), message.get("more_body", False)
     if scope["path"] == "/slow":
-        await asyncio.sleep(2 * Hasty.timeout)
+        await asyncio.sleep(2 * HASTY)
     if scope["path"] == "/watched":
         gone.append((await receive())["type"])
         return
@@ -63,12 +62,12 @@ async def echo(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], sen
 
 
 @asynccontextmanager
-async def connected(kind: type[Connection] = Hasty) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     config = uvicorn.Config(echo, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=1)
     config.load()
     state = ServerState()
-    loop = asyncio.get_running_loop()
-    listening = await loop.create_server(lambda: kind(config, state, {}), "127.0.0.1", 0)
+    loop, bounds = asyncio.get_running_loop(), Bounds(HASTY)
+    listening = await loop.create_server(lambda: Connection(config, state, {}, bounds=bounds), "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
     try:
         yield reader, writer
@@ -106,7 +105,7 @@ def refusal(answer: bytes) -> tuple[bytes, str]:
 
 
 def test_a_head_that_does_not_end_is_408() -> None:
-    answer = talk(b"POST /classify HTTP/1.1\r\nHost: a\r\n", *[b"X-Slow: a\r\n"] * 3, pause=Hasty.timeout / 10)
+    answer = talk(b"POST /classify HTTP/1.1\r\nHost: a\r\n", *[b"X-Slow: a\r\n"] * 3, pause=HASTY / 10)
     assert refusal(answer) == (b"408 Request Timeout", "request_timeout")
 
 
@@ -137,12 +136,10 @@ def test_a_large_body_behind_a_head_in_pieces_is_read() -> None:
 
 
 def test_a_slow_body_and_a_slow_answer_are_not_the_heads() -> None:
-    answer = talk(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n", *[b"a"] * 4, pause=Hasty.timeout / 2)
+    answer = talk(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n", *[b"a"] * 4, pause=HASTY / 2)
     assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"\r\n\r\n4")
     # The head after it waits for that answer, and its own time begins only then.
-    answer = talk(
-        b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n", b"\r\n", pause=1.5 * Hasty.timeout
-    )
+    answer = talk(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n", b"\r\n", pause=1.5 * HASTY)
     assert answer.count(b"200 OK") == 2
 
 
@@ -286,14 +283,13 @@ def test_the_service_refuses_too_long_a_body_before_it_is_sent(server: Server) -
 
 
 def test_more_connections_than_there_may_be_are_answered_and_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    class Few(Hasty):
-        most = 3
+    few = Bounds(HASTY, most=3)
 
     async def crowd() -> list[bytes]:
         config = uvicorn.Config(echo, log_config=None, lifespan="off")
         config.load()
         state, loop = ServerState(), asyncio.get_running_loop()
-        listening = await loop.create_server(lambda: Few(config, state, {}), "127.0.0.1", 0)
+        listening = await loop.create_server(lambda: Connection(config, state, {}, bounds=few), "127.0.0.1", 0)
         address = listening.sockets[0].getsockname()
         many = [await asyncio.open_connection(*address) for _ in range(6)]
         said = [await asyncio.wait_for(reader.read(), PATIENCE) for reader, _ in many[3:]]
@@ -308,7 +304,6 @@ def test_more_connections_than_there_may_be_are_answered_and_told_of_once(caplog
         listening.close()
         return said
 
-    Connection._said_full = -1e9
     with caplog.at_level(logging.ERROR):
         *refused, served = asyncio.run(crowd())
     assert [refusal(one)[1] for one in refused] == ["too_many_connections"] * 3
@@ -319,14 +314,13 @@ def test_more_connections_than_there_may_be_are_answered_and_told_of_once(caplog
 
 
 def test_a_connection_between_two_requests_makes_room_for_a_new_one() -> None:
-    class Few(Hasty):
-        most = 3
+    few = Bounds(HASTY, most=3)
 
     async def crowd() -> tuple[int, list[bytes]]:
         config = uvicorn.Config(echo, log_config=None, lifespan="off")
         config.load()
         state, loop = ServerState(), asyncio.get_running_loop()
-        listening = await loop.create_server(lambda: Few(config, state, {}), "127.0.0.1", 0)
+        listening = await loop.create_server(lambda: Connection(config, state, {}, bounds=few), "127.0.0.1", 0)
         many, answers = [], list[bytes]()
         for _ in range(5):  # two more than there may be, and each is kept
             reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())

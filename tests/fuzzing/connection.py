@@ -18,7 +18,7 @@ import h11
 import uvicorn
 from uvicorn.server import ServerState
 
-from serving.connection import Connection
+from serving.connection import Bounds, Connection
 from tests.fuzzing.target import Defect, Target
 
 DEEDS = {
@@ -167,7 +167,7 @@ class Talk:
             self.app, log_config=None, access_log=False, lifespan="off", interface="asgi3", timeout_keep_alive=5
         )
         config.load()
-        self.protocol: Any = Connection(config, ServerState(), {}, loop)
+        self.protocol: Any = Connection(config, ServerState(), {}, loop, bounds=Bounds())
         self.wire = Wire(loop, self.protocol)
         self.last = b""
 

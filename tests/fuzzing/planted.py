@@ -144,7 +144,7 @@ class ForgetsTime(connection.Connection):
 class NeverEnds(asyncio.Protocol):
     """Has a timer at any time, and does nothing else."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
     def connection_made(self, _: Any) -> None:
