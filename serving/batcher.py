@@ -83,8 +83,14 @@ class Workers:
         self._since: dict[threading.Thread, float] = {}  # when a worker began what it is at
         self._workers = [self._thread(f"worker-{i}", self._next, self.change) for i in range(threads)]
         self._costly = [self._thread(f"costly-{i}", self._next_costly, self.costly_change) for i in range(costly)]
-        for thread in (*self._workers, *self._costly):
-            thread.start()
+
+    def add(self, batcher: Batcher) -> None:
+        """Work for `batcher` too; the threads start with the first one."""
+        with self.change:
+            self.batchers.append(batcher)
+            for thread in (*self._workers, *self._costly):
+                if thread.ident is None:
+                    thread.start()
 
     def close(self, grace: float | None = None) -> bool:
         """End the threads, after what they are at; False if one is still at it after `grace` seconds."""
@@ -93,9 +99,10 @@ class Workers:
             self.change.notify_all()
             self.costly_change.notify_all()
         end = None if grace is None else monotonic() + grace
-        for thread in (*self._workers, *self._costly):
+        started = [thread for thread in (*self._workers, *self._costly) if thread.ident is not None]
+        for thread in started:
             thread.join(None if end is None else max(0.0, end - monotonic()))
-        return not any(thread.is_alive() for thread in (*self._workers, *self._costly))
+        return not any(thread.is_alive() for thread in started)
 
     def stalled(self, seconds: float) -> str:
         """What has not come to an end for longer than `seconds`, if therefore no image can be answered; else ""."""
@@ -204,8 +211,7 @@ class Batcher:
         self._since_batch = 0  # images decoded, or found damaged, since the first of those that are ready
         self._answered = asyncio.Event()
         self._seconds_per_image = 0.0
-        with workers.change:
-            workers.batchers.append(self)
+        workers.add(self)
 
     # On the event loop
 

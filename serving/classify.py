@@ -7,8 +7,8 @@ import logging
 import re
 import signal
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from time import perf_counter
 from types import FrameType
@@ -73,6 +73,15 @@ class Model:
             "weights": artifact.weights,
         }
 
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """An error that is raised in here names this model, for the metrics."""
+        try:
+            yield
+        except RequestError as error:
+            error.model = self.artifact.network
+            raise
+
     def predictions(self, scores: NDArray[np.float32], top_k: int) -> list[Answer]:
         """The `top_k` likeliest classes, likeliest first; of equals the one with the lower number first.
 
@@ -122,6 +131,12 @@ class Serving:
         self.models: dict[str, Model] = {}
         self.ready = False
         self.closing = False
+        # On one core, too, one thread decodes while another waits for a GPU.
+        self.sandbox = Sandbox(costly_decoders(runtime.cores()))
+        # One waits for the engine, whose threads are its own.
+        self.workers = Workers(runtime.cores() + 1, self.sandbox.size)
+        self._idle = asyncio.Event()
+        self._swap = asyncio.Lock()
 
     def check(self) -> None:
         """Whether every model has a file to run whose sha256 is right; raises `Failure` with the repair."""
@@ -132,12 +147,6 @@ class Serving:
 
     async def start(self) -> None:
         """Load and warm every model; ready after."""
-        # On one core, too, one thread decodes while another waits for a GPU.
-        self.sandbox = Sandbox(costly_decoders(runtime.cores()))
-        # One waits for the engine, whose threads are its own.
-        self.workers = Workers(runtime.cores() + 1, self.sandbox.size)
-        self._idle = asyncio.Event()
-        self._swap = asyncio.Lock()
         bound_heap()
         await asyncio.to_thread(Image.init)  # Pillow looks for its formats when first asked for one
         for artifact in self.artifacts:
@@ -235,48 +244,38 @@ class Serving:
         """The contract's answer for one image; `deadline` is in the event loop's time. Raises `RequestError`."""
         started = perf_counter()
         model = self.model(name)
-        try:
+        with model.named():
             top_k = self.top_k(model, top_k)
             with model.batcher.admit():  # 429: before any work is put into it
                 # 413, 415, 422 for this image alone, 504 past its deadline.
                 scored = await model.batcher.submit(partial(picture.prepare, model.recipe), deadline)
             predictions = model.predictions(scored.scores, top_k)
-        except RequestError as error:
-            error.model = model.artifact.network
-            raise
         stages = (scored.decode, scored.queue, scored.inference, perf_counter() - started)
         return self.answer(model, scored, predictions, stages)
 
     def check_room(self, name: str | None) -> None:
         """Raises `UnknownModel`, `Overloaded` or `Closing` where an image for this model would be refused now."""
         model = self.model(name)
-        try:
+        with model.named():
             model.batcher.check_room()
-        except RequestError as error:
-            error.model = model.artifact.network
-            raise
 
     async def infer(self, model: Model, batch: Pixels, *, deadline: float) -> Scores:
         """The probabilities [n, classes] of pixels uint8 [n, height, width, channels]. Raises `RequestError`."""
-        started, name = perf_counter(), model.artifact.network
-        waiting: list[asyncio.Task[Scored]] = []
+        started, waiting = perf_counter(), list[asyncio.Task[Scored]]()
         try:
-            with ExitStack() as room:
+            with model.named(), ExitStack() as room:
                 for _ in batch:
                     room.enter_context(model.batcher.admit())  # 429 for all of them, before any is begun
-                asked = (model.batcher.submit(partial(np.asarray, image), deadline) for image in batch)
-                waiting = [asyncio.ensure_future(one) for one in asked]
+                submitted = (model.batcher.submit(partial(np.asarray, image), deadline) for image in batch)
+                waiting = [asyncio.ensure_future(each) for each in submitted]
                 scored = await asyncio.gather(*waiting)
-            scores = np.stack([one.scores for one in scored])
-            model.check_finite(scores)
-        except RequestError as error:
-            error.model = name
-            raise
+                scores = np.stack([each.scores for each in scored])
+                model.check_finite(scores)
         finally:
             for task in waiting:
-                task.cancel()  # of one that failed, the others are no use
-        for one in scored:
-            self.metrics.observe(name, (None, one.queue, one.inference, perf_counter() - started))
+                task.cancel()  # if one failed, the others are of no use
+        for each in scored:
+            self.metrics.observe(model.artifact.network, (None, each.queue, each.inference, perf_counter() - started))
         return scores
 
     def model(self, name: str | None) -> Model:
@@ -331,9 +330,13 @@ class Serving:
             return "no model is loaded"
         return self.workers.stalled(self.settings.timeout)
 
-    async def drain(self) -> None:
-        """Not ready from now on; returns when every request under way is answered, or past its deadline."""
+    def begin_to_close(self) -> None:
+        """Not ready from now on, and new requests are refused."""
         self.closing, self.ready = True, False
+
+    async def drain(self) -> None:
+        """Begin to close; returns when every request under way is answered, or past its deadline."""
+        self.begin_to_close()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.timeout + GRACE):
                 while self.metrics.inflight:
@@ -380,7 +383,7 @@ def drain_before_exit(serving: Serving) -> None:
             if serving.closing:
                 exit_now(number, frame)
                 return
-            serving.closing, serving.ready = True, False
+            serving.begin_to_close()
             loop.call_soon_threadsafe(lambda: tasks.add(loop.create_task(drain(number))))
 
         signal.signal(number, begin)

@@ -109,7 +109,6 @@ def one_turn_each(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def served() -> Serving:
     serving = Serving(Settings.read({}), [], CollectorRegistry())
-    serving._idle, serving._swap = asyncio.Event(), asyncio.Lock()
     serving._model = model  # type: ignore[method-assign]
     serving._load = lambda _: (Engine(), 8)  # type: ignore[method-assign,assign,return-value]
     serving.picture = lambda _: SimpleNamespace(pixels=len, prepare=len)  # type: ignore[method-assign,assign]
