@@ -1,6 +1,6 @@
-"""What a network is: one row of SPECS per variant, one file per lineage.
+"""What a network is: one row of SPECS for each variant, one file for each lineage.
 
-This module imports no torch, so that listing and serving need none; `build` does, when it is called.
+This module does not import torch, because listing and serving do not need it. `build` imports it when it is called.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Published:
-    """What the authors reported, in percent, on the 50,000 ILSVRC 2012 validation images or what `protocol` names."""
+    """The authors' error in percent, on the 50,000 ILSVRC 2012 validation images unless `protocol` says otherwise."""
 
     top1_error: float | None
     top5_error: float | None
@@ -30,10 +30,10 @@ class Published:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Published weights: where they are, what proves them, and what they score with the row's preprocessing.
+    """Published weights: their address, their sha256, and their accuracy with the row's preprocessing.
 
-    A `url` without a scheme names a file that lies in this package. `sha256` holds the leading hex digits that the
-    publisher states; None where none are stated, so that only the hash seen at download can be recorded.
+    A `url` without a scheme names a file in this package. `sha256` holds the leading hex digits that the publisher
+    states. It is None if none are stated; then only the hash seen at download can be recorded.
     """
 
     url: str
@@ -45,22 +45,22 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Spec:
-    """One network. `params` and `macs` (multiply-accumulates of one image) are what `build` is checked by."""
+    """One network. The tests check `build` by `params` and `macs` (multiply-accumulates of one image)."""
 
     name: str
     network: str  # "module.Class" inside this package
-    params: int  # all in the state dict, training-only parts included
+    params: int  # all in the state dict, those used only in training included
     macs: int
     year: int
     paper: str
     arguments: dict[str, Any] = field(default_factory=dict)  # of the class
-    published: Published | None = None  # one network
+    published: Published | None = None  # by one network
     checkpoint: Checkpoint | None = None
     preprocess: Preprocess = field(default_factory=Preprocess)
     classes: int = 1000
-    training_only: int = 0  # of `params`: auxiliary heads, which neither evaluation nor export runs
-    entry: Published | None = None  # what was entered in ILSVRC: as a rule several networks, averaged
-    note: str = ""  # what differs from the paper, and what the count is matched against
+    training_only: int = 0  # the part of `params` in auxiliary heads, which evaluation and export never run
+    entry: Published | None = None  # what was entered in ILSVRC: usually several networks, averaged
+    note: str = ""  # what differs from the paper, and where the count comes from
 
     def __post_init__(self) -> None:
         if self.params <= 0 or self.macs <= 0 or self.classes <= 0:
@@ -110,23 +110,23 @@ _DENSENET = "Huang et al., Densely connected convolutional networks, arXiv 1608.
 _FRACTALNET = "Larsson et al., FractalNet: ultra-deep neural networks without residuals, arXiv 1605.07648"
 _SQUEEZENET = "Iandola et al., SqueezeNet: AlexNet-level accuracy with 50x fewer parameters, arXiv 1602.07360"
 
-# How the authors measured, and where they say so: a table of the row's own paper, unless another source is named.
+# How the authors measured. The source is a table of the row's own paper, unless another one is named.
 _ONE, _TEN, _DENSE = "1 crop", "10 crops", "whole image, 1 scale"
 _AUTHORS = "github.com/KaimingHe/deep-residual-networks, 1-crop table"
 _CLEAN = "1 crop, validation images without the blacklisted"
 
-# mean = std = 0.5 is Inception's [-1, 1]. torchvision's googlenet and inception_v3 say the same in two steps:
-# ImageNet's mean and std, and a `transform_input` inside the network that turns them into these.
+# mean = std = 0.5 gives Inception's range of [-1, 1]. torchvision's googlenet and inception_v3 reach it in two steps:
+# ImageNet's mean and std, then a `transform_input` inside the network that turns them into these.
 _HALF = (0.5, 0.5, 0.5)
 _INCEPTION_224 = Preprocess(mean=_HALF, std=_HALF)
 _INCEPTION_299 = Preprocess(342, 299, mean=_HALF, std=_HALF)
-# timm states a fraction of the picture: the short side becomes the crop divided by it, rounded down.
+# timm states the crop as a fraction of the picture: the short side is the crop divided by it, rounded down.
 _TIMM_875 = Preprocess(341, 299, "bicubic", _HALF, _HALF)  # 299 / 0.875
 _TIMM_8975 = Preprocess(333, 299, "bicubic", _HALF, _HALF)  # 299 / 0.8975
 _TIMM_95 = Preprocess(235, 224, "bicubic", _HALF, _HALF)  # 224 / 0.95
 
-# One row per variant. Where torchvision has two checkpoints the row names the first, V1: it reproduces the published
-# training, which is what the lecture compares; V2 is the same network under a later, longer recipe.
+# One row for each variant. If torchvision has two checkpoints, the row names the first, V1, because it follows the
+# published training, which the lecture compares. V2 is the same network trained longer, with a later recipe.
 # fmt: off
 _ROWS = (
     #    name, network                                           parameters            MACs  year  paper
@@ -238,7 +238,7 @@ _ROWS = (
     Spec("resnet152_stochastic_depth", "resnet.ResNet",          60_192_808, 11_513_626_624, 2016, _STOCHASTIC_DEPTH,
          {"block": "bottleneck", "layers": (3, 8, 36, 3), "drop": 0.5},
          published=Published(21.98, None, _ONE, "table 1"),
-         note="resnet152 but for training, which drops whole blocks; its weights fit, under the same names."),
+         note="resnet152, but training drops whole blocks; the weights and their names are the same."),
     Spec("resnetv2_50", "resnet.ResNet",                         25_549_352,  4_089_184_256, 2016, _RESNET_V2,
          {"block": "preactivation", "layers": (3, 4, 6, 3)},
          checkpoint=_timm("v0.1-rsb-weights", "resnetv2_50_a1h-000cdf49"), preprocess=_TIMM_95),
@@ -306,7 +306,7 @@ def spec(name: str) -> Spec:
 def expand(names: Iterable[str], set_name: str | None = None) -> list[str]:
     """The networks that `names` and the set `set_name` name, each once, in the order asked for.
 
-    Raises `Usage` for an unknown network or set, and where neither is given.
+    Raises `Usage` for an unknown network or set, or if neither is given.
     """
     asked = list(names)
     if set_name is not None:
@@ -321,18 +321,18 @@ def expand(names: Iterable[str], set_name: str | None = None) -> list[str]:
 def build(name: str, classes: int | None = None, size: int | None = None) -> nn.Module:
     """A fresh network in eval mode, float32, with torch's default initialisation, for [n, channels, size, size].
 
-    `classes` and `size` default to the row's. Raises `Usage` where the design has no room for the size.
+    `classes` and `size` default to the row's. Raises `Usage` if the design cannot take the size.
     """
     row = spec(name)
     if classes is not None and classes < 1:
         raise Usage(f"{name}: {classes} classes? A classifier needs at least one")
-    module, class_name = row.network.split(".")
-    network = getattr(importlib.import_module(f"models.{module}"), class_name)
+    file, class_name = row.network.split(".")
+    cls = getattr(importlib.import_module(f"models.{file}"), class_name)
     try:
-        made: nn.Module = network(**row.arguments, num_classes=classes or row.classes, size=size or row.preprocess.crop)
+        built: nn.Module = cls(**row.arguments, num_classes=classes or row.classes, size=size or row.preprocess.crop)
     except Usage as error:
         raise Usage(f"{name}: {error}; its own input size is {row.preprocess.crop}") from error
-    return made.eval()
+    return built.eval()
 
 
 def _closest(name: str, names: Iterable[str]) -> str:

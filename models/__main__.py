@@ -9,34 +9,22 @@ import sys
 from typing import Any
 
 from models import SETS, SPECS, Spec, expand, spec
-from models.console import parser, run, table
+from models.console import Commands, parser, run, table
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = parser(
+    arguments = parser(
         "python -m models", "The networks: which there are, and what each is made of.", "python -m models list"
     )
-    commands = made.add_subparsers(required=True, metavar="list | describe")
-
-    def command(name: str, what: str, example: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
-            help=what,
-            description=what,
-            epilog=f"example:\n  python -m models {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-
-    listing = command("list", "every network with its size and what it is known to score", "list --set five")
+    commands = Commands(arguments)
+    listing = commands.add("list", list_networks, "every network, its size and its published errors", "--set five")
     listing.add_argument("--set", choices=SETS, default="all", help="only the networks of this set (default: all)")
     listing.add_argument("--json", action="store_true", help="for machines: a list of objects")
-    listing.set_defaults(call=list_networks)
 
-    telling = command("describe", "one network, layer by layer", "describe vgg16")
-    telling.add_argument("network", metavar="NETWORK", help="a name that `list` shows")
-    telling.add_argument("--json", action="store_true", help="for machines: one object")
-    telling.set_defaults(call=describe_network)
-    return run(made, argv)
+    layers = commands.add("describe", describe_network, "one network, layer by layer", "vgg16")
+    layers.add_argument("network", metavar="NETWORK", help="a name that `list` shows")
+    layers.add_argument("--json", action="store_true", help="for machines: one object")
+    return run(arguments, argv)
 
 
 def list_networks(options: argparse.Namespace) -> None:
@@ -45,15 +33,15 @@ def list_networks(options: argparse.Namespace) -> None:
         print(json.dumps([as_data(row) for row in rows], indent=2))
         return
     print(table([cells(row) for row in rows], HEADER, right=(1, 2, 3, 4, 5, 6)))
-    print("\ntop-1 and top-5: published error in percent of one network, under various protocols; see --json.")
+    print("\ntop-1 and top-5: the published error of one network in percent; --json names the protocol of each.")
 
 
 def describe_network(options: argparse.Namespace) -> None:
-    spec(options.network)  # an unknown name is answered before torch is loaded
-    from models.describe import as_json, as_text, describe
+    spec(options.network)  # so that an unknown name is an error before torch is loaded
+    from models.describe import as_text, describe
 
     data = describe(options.network)
-    print(as_json(data) if options.json else as_text(data))
+    print(json.dumps(data, indent=2) if options.json else as_text(data))
 
 
 HEADER = ("network", "year", "M params", "GMACs", "input", "top-1", "top-5", "weights")

@@ -12,8 +12,8 @@ class AlexNet(nn.Module):
     """Five convolutions, three overlapping 3x3 stride-2 pools, three fully connected layers.
 
     `first` and `second` are (kernel, stride, padding) of the first two convolutions. `groups` 2 gives the two towers of
-    2012: convolutions 2, 4 and 5 see only the half that lives on their own GPU. `ceil` rounds the pools' output up,
-    which is how ZFNet's figure 3 arrives at 55 x 55 and 13 x 13.
+    2012: convolutions 2, 4 and 5 read only the half on their own GPU. `ceil` rounds the output size of the pools up,
+    which gives the 55 x 55 and 13 x 13 maps of ZFNet's figure 3.
     """
 
     def __init__(
@@ -31,8 +31,8 @@ class AlexNet(nn.Module):
         a, b, c, d, e = filters
 
         def pool() -> list[nn.Module]:
-            # Normalization stands between ReLU and pool, as section 3.5 of the paper has it; many later descriptions,
-            # Caffe's reference model among them, exchange the two.
+            # Normalization comes between ReLU and pool, as in section 3.5 of the paper. Caffe's reference model and
+            # many later descriptions exchange normalization and pool.
             return [*([LocalResponseNorm()] if lrn else []), nn.MaxPool2d(3, 2, ceil_mode=ceil)]
 
         def relu() -> nn.Module:

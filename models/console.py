@@ -1,4 +1,4 @@
-"""What every command line here shares: one-line errors, exit codes, `--debug`, progress bars."""
+"""What every command line here shares: one-line errors, exit statuses, `--debug`, progress bars, types of options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Failure(Exception):
-    """The work failed, through no defect of ours; the message names the repair. Exit status 1."""
+    """The work failed, but not by a defect of ours; the message names the repair. Exit status 1."""
 
     status = 1
 
@@ -26,34 +26,34 @@ class Usage(Failure):
 
 def parser(prog: str, description: str, example: str) -> argparse.ArgumentParser:
     """An argument parser with an example below its options and the `--debug` switch."""
-    made = argparse.ArgumentParser(
+    arguments = argparse.ArgumentParser(
         prog=prog,
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return made
+    arguments.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return arguments
 
 
 class Commands:
-    """The commands of a parser, each with an example of its own."""
+    """The commands of a parser, each with its own example; the first line of `about` is its line in the list."""
 
     def __init__(self, of: argparse.ArgumentParser) -> None:
-        self._prog, self._made = of.prog, of.add_subparsers(required=True, metavar="COMMAND")
+        self._prog, self._parsers = of.prog, of.add_subparsers(required=True, metavar="COMMAND")
 
     def add(
-        self, name: str, call: Callable[[argparse.Namespace], int], about: str, example: str
+        self, name: str, call: Callable[[argparse.Namespace], int | None], about: str, example: str
     ) -> argparse.ArgumentParser:
-        made = self._made.add_parser(
+        command = self._parsers.add_parser(
             name,
             help=about.partition("\n")[0],
             description=about,
             epilog=f"example:\n  {self._prog} {name} {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        made.set_defaults(call=call)
-        return made
+        command.set_defaults(call=call)
+        return command
 
 
 def run(arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def run(arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None) -
     call: Callable[[argparse.Namespace], int | None] = options.call
     try:
         status = call(options) or 0
-        sys.stdout.flush()  # a disk that is full says so here, and not when the interpreter ends
+        sys.stdout.flush()  # so that a full disk fails here, and not when the interpreter ends
         return status
     except (Failure, KeyboardInterrupt, OSError) as error:
         if options.debug:
@@ -71,13 +71,13 @@ def run(arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None) -
             print(f"{arguments.prog}: {' '.join(str(error).split())}", file=sys.stderr)
             return error.status
         if isinstance(error, BrokenPipeError):
-            # The reader (`head`, say) went away; keep the interpreter from complaining about it at exit.
+            # The reader (for example `head`) went away; keep the interpreter from reporting that at exit.
             sys.stdout = None
             return 0
         if isinstance(error, OSError):
             if (why := unwritable(error)) is None:
                 raise
-            sys.stdout = None  # which may be what cannot be written
+            sys.stdout = None  # because it may be what cannot be written
             print(f"{arguments.prog}: {why}", file=sys.stderr)
             return 1
         print(f"{arguments.prog}: interrupted; what was finished is kept", file=sys.stderr)
@@ -85,17 +85,17 @@ def run(arguments: argparse.ArgumentParser, argv: Sequence[str] | None = None) -
 
 
 def unwritable(error: OSError) -> str | None:
-    """What to do where a file cannot be written, as one line; None where the error is about something else."""
+    """What to do about a file that cannot be written, as one line; None if the error is about something else."""
     place = f"cannot write {error.filename}" if error.filename else "cannot write a file"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No usable temporary directory" in str(error):
         return f"{place}: {error.strerror}; free some space, or name a folder for temporary files in TMPDIR"
     if error.errno in (errno.EROFS, errno.EACCES):
-        return f"{place}: {error.strerror}; choose a place that may be written to"
+        return f"{place}: {error.strerror}; choose a place where you may write"
     return None
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """Yield `items` behind a progress bar on stderr; silent where stderr is no terminal."""
+    """Yield `items` behind a progress bar on stderr, which is silent if stderr is not a terminal."""
     with Bar(description, len(items) if total is None and isinstance(items, Sized) else total) as bar:
         for item in items:
             yield item
@@ -103,7 +103,7 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
 
 
 class Bar:
-    """A progress bar on stderr for work that is not a loop; `total` None shows that something moves."""
+    """A progress bar on stderr for work that is not a loop; with `total` None it only shows that work goes on."""
 
     def __init__(self, description: str, total: float | None = None, *, bytes_: bool = False) -> None:
         from rich.console import Console
@@ -134,7 +134,7 @@ class Bar:
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str], right: Iterable[int] = ()) -> str:
-    """`rows` under `header` in aligned columns; the columns numbered in `right` are set to the right."""
+    """`rows` under `header` in aligned columns; the columns numbered in `right` are aligned to the right."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     aligned = set(right)
@@ -146,14 +146,14 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str], right: Iterab
     )
 
 
-# What an option's text may be
+# --- types of options -------------------------------------------------------------------------------------------------
 
 
 def words(text: str) -> list[str]:
-    found = [word for word in text.split(",") if word]
-    if not found:
+    items = [word for word in text.split(",") if word]
+    if not items:
         raise argparse.ArgumentTypeError("expected a comma-separated list")
-    return found
+    return items
 
 
 def positives(text: str) -> list[float]:
@@ -171,17 +171,16 @@ def positive(text: str) -> float:
 
 
 def positive_integers(text: str) -> list[int]:
-    found = [natural(word) for word in words(text)]
-    if 0 in found:
+    values = [natural(word) for word in words(text)]
+    if 0 in values:
         raise argparse.ArgumentTypeError("expected integers from 1")
-    return found
+    return values
 
 
 def positive_integer(text: str) -> int:
-    [found] = positive_integers(text) if "," not in text else [0]
-    if not found:
+    if "," in text or not (value := natural(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 1")
-    return found
+    return value
 
 
 def natural(text: str) -> int:

@@ -43,7 +43,7 @@ class DenseBlock(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Dense blocks of `layers` layers; between them half the channels and half the size remain."""
+    """Dense blocks of `layers` layers; between two blocks the channels and the size are halved."""
 
     def __init__(
         self,
@@ -83,8 +83,8 @@ class DenseNet(nn.Module):
     def respell(key: str) -> str:
         """The name of a parameter whose checkpoint calls it `key`.
 
-        torchvision's DenseNet files date from before module names lost their dots: they say `denselayer1.norm.1.weight`
-        for what every version of the last years calls `denselayer1.norm1.weight`.
+        torchvision's DenseNet files are older than the rule that a module's name has no dots. They say
+        `denselayer1.norm.1.weight` where the module has `denselayer1.norm1.weight`.
         """
         return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key)
 

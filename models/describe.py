@@ -1,12 +1,11 @@
-"""The lecture's table for any network: what each layer gives, stores, holds and computes, and how far it sees.
+"""The lecture's table for any network: output, activations, parameters, MACs and receptive field of each layer.
 
-Nothing is computed: the network runs on torch's meta device, where tensors have shapes and no numbers, and every
-operator that passes is written down. So operators that are no module, a sum or a concatenation, have their row too.
+Nothing is computed. The network runs on torch's meta device, where tensors have shapes but no numbers, and every
+operator is recorded. So operators that are not modules, such as a sum or a concatenation, have a row too.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,9 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import Published, Spec, build, spec
+from models.branches import Mixed
 from models.console import table
-from models.googlenet import Inception
-from models.inception import Mixed
 from models.layers import ConvNorm, LocalResponseNorm
 
 FLOAT32_BYTES = 4
@@ -27,13 +25,13 @@ FLOAT32_BYTES = 4
 
 @dataclass
 class Layer:
-    """One row. A count is of one image; `weights` are parameters without biases and normalization."""
+    """One row. Counts are for one image; `weights` are the parameters without biases and normalization."""
 
     name: str  # of the module, as in the state dict
     kind: str  # input, conv, pool, norm, fc, add or concat
-    label: str  # in the lecture's notation: CONV3-64 is 64 filters of 3x3, "/2" a stride of 2, POOL2 a pool of 2x2
+    label: str  # in the lecture's notation: CONV3-64 has 64 filters of 3x3, "/2" is a stride of 2, POOL2 a pool of 2x2
     output: tuple[int, int, int]  # height, width, channels
-    receptive_field: tuple[int, int]  # height and width in input pixels, of which padding may be a part
+    receptive_field: tuple[int, int]  # height and width in input pixels; padding may be a part of them
     params: int = 0
     weights: int = 0
     macs: int = 0
@@ -59,7 +57,7 @@ class Layer:
 
 
 def describe(name: str, classes: int | None = None, size: int | None = None) -> dict[str, Any]:
-    """Everything there is to say about the network called `name`, ready for JSON. See `Layer` for a row's columns."""
+    """What `python -m models describe` shows of the network called `name`, ready for JSON; `Layer` has the columns."""
     row = spec(name)
     with torch.device("meta"):
         network = build(name, classes, size)
@@ -93,7 +91,7 @@ def count_macs(network: nn.Module, shape: tuple[int, int, int]) -> int:
 def trace(network: nn.Module, shape: tuple[int, int, int]) -> list[Layer]:
     """The rows of `network` for one image of `shape` (channels, height, width), in the order they run.
 
-    Its parameters may be on any device; stand-ins without numbers take their place.
+    Its parameters may be on any device, because tensors without numbers take their place.
     """
     recorder = Recorder(network)
     image = torch.empty(1, *shape, device="meta")
@@ -116,12 +114,12 @@ def trace(network: nn.Module, shape: tuple[int, int, int]) -> list[Layer]:
 
 @dataclass(frozen=True)
 class View:
-    """What a tensor's element sees: a field of input pixels, `jump` from one element's to the next one's."""
+    """The receptive field of a tensor's elements in input pixels; `jump` is the step from one element to the next."""
 
     field: tuple[int, int] = (1, 1)
     jump: tuple[int, int] = (1, 1)
-    side: tuple[int, int] = (1, 1)  # of the map, kept when it is flattened
-    folds_into: Layer | None = None  # the convolution whose plain output this is
+    side: tuple[int, int] = (1, 1)  # of the map, kept when the map is flattened
+    folds_into: Layer | None = None  # the convolution that made this tensor, if nothing came after it
 
     def through(self, kernel: Sequence[int], stride: Sequence[int], side: Sequence[int]) -> View:
         field = [f + (k - 1) * j for f, k, j in zip(self.field, kernel, self.jump, strict=True)]
@@ -130,18 +128,19 @@ class View:
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operator below autograd and writes a row for those that give a new map.
+    """Records a row for every operator below autograd that makes a new map.
 
-    ReLU, scaling and dropout work in place, and normalization right after a convolution folds into it: no rows.
+    ReLU, scaling and dropout have no row, because they work in place. Normalization right after a convolution has none
+    either, because it folds into the convolution.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.layers: list[Layer] = []
-        self.modules: list[str] = []  # those running now, outermost first
-        self.inside = 0  # depth of modules that are one row whatever they do inside
+        self.modules: list[str] = []  # those that run now, the outermost first
+        self.inside = 0  # how many of them are one row, whatever they do inside
         self.views: dict[int, View] = {}
-        self.alive: list[Tensor] = []  # so that no id in `views` is given twice
+        self.alive: list[Tensor] = []  # so that no id in `views` is used twice
         self.hooks = []
         for name, module in network.named_modules():
             self.hooks.append(module.register_forward_pre_hook(self._enter(name)))
@@ -254,14 +253,14 @@ def _size(kernel: Sequence[int]) -> str:
 
 # --- Inception: what the bottlenecks save -----------------------------------------------------------------------------
 
-# The lecture's example: 28 x 28 x 256 into 128 filters of 1x1, 192 of 3x3 and 96 of 5x5, each with 64 before it or, on
-# the pool's branch, behind it.
+# The lecture's example: 28 x 28 x 256 into 128 filters of 1x1, 192 of 3x3 and 96 of 5x5, with 64 bottleneck filters
+# before them, and after the pool.
 EXAMPLE_POSITIONS, EXAMPLE_INPUTS, EXAMPLE_BOTTLENECK = 28 * 28, 256, 64
 EXAMPLE = {1: 128, 3: 192, 5: 96}
 
 
 def lecture_example() -> dict[str, int]:
-    """Multiplications of the lecture's module, without and with bottlenecks; the second also as the lecture says it."""
+    """Multiplications of the lecture's module without and with bottlenecks, the latter also as it is stated."""
     naive = sum(EXAMPLE_INPUTS * k * k * filters for k, filters in EXAMPLE.items())
     bottlenecks = 3 * EXAMPLE_INPUTS * EXAMPLE_BOTTLENECK
     own = EXAMPLE_INPUTS * EXAMPLE[1] + sum(EXAMPLE_BOTTLENECK * k * k * EXAMPLE[k] for k in (3, 5))
@@ -274,15 +273,15 @@ def lecture_example() -> dict[str, int]:
 
 
 def inception(network: nn.Module, layers: Sequence[Layer]) -> dict[str, Any] | None:
-    """Multiplications of every Inception module as it is and without its 1x1 bottlenecks; None where there is none.
+    """Multiplications of every Inception module with and without its 1x1 bottlenecks; None if there is no module.
 
-    Without: the filters behind a branch's bottleneck read the module's whole input, and a pool's branch passes it on.
+    Without a bottleneck, the filters after it read the module's whole input, and a branch with a pool passes it on.
     """
     macs = {layer.name: layer.macs for layer in layers if layer.kind == "conv"}
     names = {module: name for name, module in network.named_modules()}
     modules = []
     for name, module in network.named_modules():
-        if not isinstance(module, Inception | Mixed):
+        if not isinstance(module, Mixed):
             continue
         actual = sum(count for conv, count in macs.items() if conv.startswith(f"{name}."))
         naive = actual
@@ -295,18 +294,14 @@ def inception(network: nn.Module, layers: Sequence[Layer]) -> dict[str, Any] | N
     return {"lecture": lecture_example(), "modules": modules} if modules else None
 
 
-def bottlenecks(module: Inception | Mixed) -> list[tuple[nn.Conv2d, list[nn.Conv2d]]]:
-    """Each 1x1 convolution of `module` that only saves multiplications, with the convolutions that read its output."""
-    if isinstance(module, Inception):
-        parts = [[*child] if isinstance(child, nn.Sequential) else [child] for child in module.children()]
-        branches = [[[part] for part in branch] for branch in parts]
-    else:
-        branches = [[[module.get_submodule(name) for name in names] for names in path] for path in module.paths]
+def bottlenecks(module: Mixed) -> list[tuple[nn.Conv2d, list[nn.Conv2d]]]:
+    """Each 1x1 convolution of `module` that is there to save multiplications, with the convolutions that read it."""
     found = []
-    for branch in branches:
-        convs = [[part.conv for part in step if isinstance(part, ConvNorm)] for step in branch]
+    for path in module.paths:
+        steps = [[module.get_submodule(name) for name in names] for names in path]
+        convs = [[part.conv for part in step if isinstance(part, ConvNorm)] for step in steps]
         convs = [step for step in convs if step]
-        pooled = len(convs) < len(branch)
+        pooled = len(convs) < len(path)
         if convs and set(convs[0][0].kernel_size) == {1} and (pooled or len(convs) > 1):
             found.append((convs[0][0], convs[1] if len(convs) > 1 else []))
     return found
@@ -315,27 +310,27 @@ def bottlenecks(module: Inception | Mixed) -> list[tuple[nn.Conv2d, list[nn.Conv
 # --- for people -------------------------------------------------------------------------------------------------------
 
 LECTURE = {
-    "vgg16": "{activations} activations, {megabytes} MB in float32, not the lecture's 24 million and 96 MB: its own "
-    "rows sum to this.",
-    "alexnet_2012": "The lecture lists each pool before its normalization; the paper has it behind, as here.",
+    "vgg16": "{activations} activations, {megabytes} MB in float32. The lecture says 24 million and 96 MB, but its "
+    "own rows sum to this.",
+    "alexnet_2012": "The lecture lists each pool before its normalization. In the paper, as here, the pool is last.",
 }
 
 
 def notes(row: Spec, layers: Sequence[Layer]) -> list[str]:
-    made = [row.note] if row.note else []
+    lines = [row.note] if row.note else []
     if row.name in LECTURE:
         total = sum(layer.activations for layer in layers)
         megabytes = f"{total * FLOAT32_BYTES / 1e6:.0f}"
-        made.append(LECTURE[row.name].format(activations=f"{total / 1e6:.1f} million", megabytes=megabytes))
+        lines.append(LECTURE[row.name].format(activations=f"{total / 1e6:.1f} million", megabytes=megabytes))
     if any(layer.kind == "conv" and layer.params > layer.weights + layer.output[2] for layer in layers):
-        made.append("Normalization right after a convolution folds into it: its parameters are on that row.")
+        lines.append("Normalization right after a convolution folds into it: its parameters are on that row.")
     if any(layer.receptive_field[0] > layers[0].output[0] for layer in layers):
-        made.append("A receptive field larger than the input sees all of it, and padding around it.")
-    return made
+        lines.append("A receptive field larger than the input covers all of it and the padding around it.")
+    return lines
 
 
 def as_text(data: dict[str, Any]) -> str:
-    """`describe`'s answer as a table and what is to be said below it."""
+    """The answer of `describe` as a table, with notes below it."""
     row = spec(data["network"])
     lines = [f"{row.name} ({row.year}). {row.paper}"]
     for what, published in (("one network", row.published), ("as entered in ILSVRC", row.entry)):
@@ -344,7 +339,7 @@ def as_text(data: dict[str, Any]) -> str:
     lines += ["", table([_cells(layer) for layer in data["layers"]] + [_total(data)], HEADER, right=range(2, 9)), ""]
     if data["training_only"]["params"]:
         parts = ", ".join(f"{name} {count:,}" for name, count in data["training_only"]["modules"].items())
-        lines.append(f"For training only, in the checkpoint but never run here: {parts} parameters.")
+        lines.append(f"For training only (in the checkpoint, never run here): {parts} parameters.")
     if data["inception"]:
         lines += _inception_text(data["inception"])
     return "\n".join(lines + data["notes"])
@@ -386,7 +381,3 @@ def _inception_text(counts: dict[str, Any]) -> list[str]:
         f"{example['bottlenecked_as_stated'] / 1e6:,.0f} M; the second counts the 3x3 filters twice.",
         "",
     ]
-
-
-def as_json(data: dict[str, Any]) -> str:
-    return json.dumps(data, indent=2)

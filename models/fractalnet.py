@@ -11,8 +11,8 @@ from models.layers import at_least
 class Fractal(nn.Module):
     """f_C of the paper's equation 1: one convolution beside two f_(C-1) in a row, joined by their mean.
 
-    Joins that would follow one another are one: the outputs of all columns that end in the same place are averaged
-    together (figure 1), so `columns_of` returns them apart.
+    Joins that follow one another are merged into one (figure 1): all columns that end in the same place are averaged
+    together. So `columns_of` returns them separately.
     """
 
     def __init__(self, inputs: int, filters: int, columns: int) -> None:
@@ -46,7 +46,7 @@ GLOBAL_SHARE = 0.5
 def drop_path(ends: list[Tensor], only: int | None) -> list[Tensor]:
     """What training keeps of a join's inputs: the column `only`, counted from the deepest, or a random part of them."""
     if only is not None:
-        # A column that does not end here takes no part in this join: what it gives is not used.
+        # A column that does not end here takes no part in this join, and its output is not used.
         return [ends[-1 - only]] if only < len(ends) else ends
     kept = [end for end in ends if torch.rand(()) >= LOCAL_DROP]
     return kept or [ends[int(torch.randint(len(ends), ()))]]
@@ -55,7 +55,7 @@ def drop_path(ends: list[Tensor], only: int | None) -> list[Tensor]:
 class FractalNet(nn.Module):
     """A block of `columns` columns for each of `filters`, 2 x 2 pools between them, ResNet-34's first and last layers.
 
-    The deepest way counts 2 + 8 * 4 = 34 layers for four blocks of four columns.
+    The deepest path has 2 + 8 * 4 = 34 layers for four blocks of four columns.
     """
 
     def __init__(

@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.branches import MAX, Branches, Mixed, Trained, same
 from models.layers import ConvNorm, LocalResponseNorm, at_least
 
 
-class Trained(NamedTuple):
-    """What a network with auxiliary heads gives in training. The paper adds each head's loss with weight 0.3."""
-
-    logits: Tensor
-    auxiliary: tuple[Tensor, ...]
-
-
-class Inception(nn.Module):
-    """Four branches side by side, joined along the channels; 1x1 convolutions shrink what the costly filters read.
-
-    `three` and `five` are (bottleneck, filters) of the branches so called; `kernel` is the side of `five`'s filters.
-    """
-
-    def __init__(
-        self, inputs: int, one: int, three: tuple[int, int], five: tuple[int, int], pool: int, kernel: int, norm: bool
-    ) -> None:
-        super().__init__()
-        self.branch1 = ConvNorm(inputs, one, 1, norm=norm)
-        self.branch2 = nn.Sequential(
-            ConvNorm(inputs, three[0], 1, norm=norm), ConvNorm(*three, 3, padding=1, norm=norm)
-        )
-        self.branch3 = nn.Sequential(
-            ConvNorm(inputs, five[0], 1, norm=norm), ConvNorm(*five, kernel, padding=kernel // 2, norm=norm)
-        )
-        self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, 1), ConvNorm(inputs, pool, 1, norm=norm))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
-
-
 class AuxiliaryHead(nn.Module):
-    """A classifier on the middle of the network, to bring gradients there; used in training only.
+    """A classifier on the middle of the network, which brings gradients there; used in training only.
 
     The paper averages 14 x 14 maps to 4 x 4 by 5x5 windows at stride 3. torchvision divides any map into 4 x 4 cells.
     """
@@ -63,11 +32,11 @@ class AuxiliaryHead(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """The table 1 of the paper, module by module.
+    """Table 1 of the paper, module by module.
 
-    `norm` False is the network of 2014: no batch normalization, local response normalization around the stem. It goes
-    with `kernel` 5 and `last_pool` 3. torchvision's checkpoint was trained with 3 in the place of 5 and a last pool of
-    2x2. In training the answer is `Trained`; the heads `aux1` and `aux2` are never run otherwise.
+    `norm` False is the network of 2014: no batch normalization, local response normalization around the stem, `kernel`
+    5 and `last_pool` 3. torchvision's checkpoint was trained with a kernel of 3 and a last pool of 2. In training the
+    result is `Trained`; the heads `aux1` and `aux2` run only then.
     """
 
     def __init__(
@@ -76,11 +45,18 @@ class GoogLeNet(nn.Module):
         super().__init__()
         at_least(32, size)
 
-        def module(inputs: int, one: int, three: tuple[int, int], five: tuple[int, int], pool: int) -> Inception:
-            return Inception(inputs, one, three, five, pool, kernel, norm)
+        def module(inputs: int, one: int, three: tuple[int, int], five: tuple[int, int], pool: int) -> Mixed:
+            # 1x1 convolutions shrink what the costly filters read.
+            branches: Branches = {
+                "branch1": [same(one)],
+                "branch2": [same(three[0]), same(three[1], 3)],
+                "branch3": [same(five[0]), same(five[1], kernel)],
+                "branch4": [MAX, same(pool)],
+            }
+            return Mixed(inputs, branches, norm=norm)
 
         def local_norm() -> nn.Module:
-            # The paper draws the layer and gives no constants: AlexNet's.
+            # The paper draws this layer without constants, so AlexNet's are used.
             return nn.Identity() if norm else LocalResponseNorm()
 
         self.conv1 = ConvNorm(3, 64, 7, 2, 3, norm)

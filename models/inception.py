@@ -1,127 +1,16 @@
 """Inception after GoogLeNet: v2 (batch normalization), v3 (factorised filters), v4, and Inception-ResNet-v2.
 
-A module is a table of branches, as the papers' figures draw it. The names are those of the published checkpoints:
-torchvision's for v3, timm's for v4 and Inception-ResNet-v2.
+The names are those of the published checkpoints: torchvision's for v3, timm's for v4 and Inception-ResNet-v2.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.googlenet import Trained
+from models.branches import AVERAGE, HALVE, MAX, PADDED_AVERAGE, Branches, Mixed, Pool, Trained, same, valid
 from models.layers import ConvNorm, at_least
-
-Kernel = int | tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Conv:
-    """One convolution of a branch, normalization and ReLU included."""
-
-    filters: int
-    kernel: Kernel
-    stride: int
-    padding: int | tuple[int, int]
-
-    def build(self, inputs: int) -> nn.Module:
-        return ConvNorm(inputs, self.filters, self.kernel, self.stride, self.padding)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """A 3x3 pool. "average" counts only what lies inside the map, as TensorFlow does; "padded" the border too."""
-
-    kind: str
-    stride: int = 1
-    padding: int = 1
-
-    def build(self) -> nn.Module:
-        if self.kind == "max":
-            return nn.MaxPool2d(3, self.stride, self.padding)
-        return nn.AvgPool2d(3, self.stride, self.padding, count_include_pad=self.kind == "padded")
-
-
-def same(filters: int, kernel: Kernel = 1, stride: int = 1) -> Conv:
-    """Padded, so that stride 1 keeps the size."""
-    height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
-    return Conv(filters, kernel, stride, (height // 2, width // 2))
-
-
-def valid(filters: int, kernel: Kernel, stride: int = 1) -> Conv:
-    """Without padding: the papers mark these "V"."""
-    return Conv(filters, kernel, stride, 0)
-
-
-AVERAGE, PADDED_AVERAGE, MAX, HALVE = Pool("average"), Pool("padded"), Pool("max"), Pool("max", 2, 0)
-
-# A list at the end of a branch is a fork: its convolutions read the same map and are joined.
-Branch = Sequence[Conv | Pool | list[Conv]]
-
-
-class Mixed(nn.Module):
-    """Branches that read the same map, joined along the channels. `flat` chooses the names: see `names_of`."""
-
-    def __init__(self, inputs: int, branches: Mapping[str, Branch], flat: bool = False) -> None:
-        super().__init__()
-        self.paths = [names_of(name, branch, flat) for name, branch in branches.items()]
-        self.outputs = 0
-        for path, branch in zip(self.paths, branches.values(), strict=True):
-            channels = inputs
-            for names, step in zip(path, branch, strict=True):
-                if isinstance(step, Pool):
-                    self._register(names[0], step.build())
-                    continue
-                convs = step if isinstance(step, list) else [step]
-                for name, conv in zip(names, convs, strict=True):
-                    self._register(name, conv.build(channels))
-                channels = sum(conv.filters for conv in convs)
-            self.outputs += channels
-
-    def _register(self, name: str, module: nn.Module) -> None:
-        container, _, position = name.rpartition(".")
-        if not container:
-            self.add_module(name, module)
-            return
-        if not hasattr(self, container):
-            self.add_module(container, nn.Sequential())
-        self.get_submodule(container).add_module(position, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        ends = []
-        for path in self.paths:
-            y = x
-            for names in path:
-                made = [self.get_submodule(name)(y) for name in names]
-                y = made[0] if len(made) == 1 else torch.cat(made, 1)
-            ends.append(y)
-        return ends[0] if len(ends) == 1 else torch.cat(ends, 1)
-
-
-def names_of(branch: str, steps: Branch, flat: bool) -> list[list[str]]:
-    """The names of a branch's steps as its checkpoint has them; two for a fork.
-
-    A step alone has the branch's name. torchvision (`flat`) counts from 1: branch_1, branch_2, and branch_3a beside
-    branch_3b for a fork. timm counts from 0 and puts the steps in a container, branch.0, branch.1, but for branches
-    that fork, which are flat: branch_0, branch_1a, branch_1b.
-    """
-    alone = len([step for step in steps if not isinstance(step, Pool)]) == 1
-    found = []
-    for position, step in enumerate(steps):
-        if len(steps) == 1:
-            name = branch
-        elif flat and alone:
-            name = "pool" if isinstance(step, Pool) else branch
-        elif flat:
-            name = f"{branch}_{position + 1}"
-        else:
-            name = f"{branch}_{position}" if isinstance(steps[-1], list) else f"{branch}.{position}"
-        found.append([f"{name}a", f"{name}b"] if isinstance(step, list) else [name])
-    return found
 
 
 class InceptionV2(nn.Module):
@@ -155,12 +44,14 @@ class InceptionV2(nn.Module):
         ):
             # fmt: on
             stride = 1 if one else 2
-            branches: dict[str, Branch] = {
+            first: Branches = {"branch1x1": [same(one)]} if one else {}
+            branches: Branches = {
+                **first,
                 "branch3x3": [same(three[0]), same(three[1], 3, stride)],
                 "branch3x3dbl": [same(double[0]), same(double[1], 3), same(double[1], 3, stride)],
                 "branch_pool": [Pool("max", 2, 1)] if pool[0] is None else [pool[0], same(pool[1])],
             }
-            modules.append(Mixed(channels, ({"branch1x1": [same(one)]} if one else {}) | branches, flat=True))
+            modules.append(Mixed(channels, branches, flat=True))
             channels = modules[-1].outputs
         self.mixed = nn.Sequential(*modules)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -192,7 +83,7 @@ class AuxiliaryHead(nn.Module):
 class InceptionV3(nn.Module):
     """Szegedy et al. 2015 (arXiv 1512.00567): 7x7 filters as 1x7 and 7x1, 3x3 as 1x3 beside 3x1.
 
-    torchvision's port counts the border in its average pools, unlike the original. In training the answer is `Trained`.
+    torchvision's port counts the border in its average pools, unlike the original. In training the result is `Trained`.
     """
 
     def __init__(self, num_classes: int = 1000, size: int = 299) -> None:
@@ -231,7 +122,7 @@ class InceptionV3(nn.Module):
         return Trained(x, (self.AuxLogits(middle),)) if self.training else x
 
 
-def v3_35(pool: int) -> dict[str, Branch]:
+def v3_35(pool: int) -> Branches:
     """A module on 35 x 35 maps (figure 5)."""
     return {
         "branch1x1": [same(64)],
@@ -241,14 +132,14 @@ def v3_35(pool: int) -> dict[str, Branch]:
     }
 
 
-V3_TO_17: dict[str, Branch] = {
+V3_TO_17: Branches = {
     "branch3x3": [valid(384, 3, 2)],
     "branch3x3dbl": [same(64), same(96, 3), valid(96, 3, 2)],
     "branch_pool": [HALVE],
 }
 
 
-def v3_17(inner: int) -> dict[str, Branch]:
+def v3_17(inner: int) -> Branches:
     """A module on 17 x 17 maps (figure 6, n = 7)."""
     a, b = (1, 7), (7, 1)
     return {
@@ -259,14 +150,14 @@ def v3_17(inner: int) -> dict[str, Branch]:
     }
 
 
-V3_TO_8: dict[str, Branch] = {
+V3_TO_8: Branches = {
     "branch3x3": [same(192), valid(320, 3, 2)],
     "branch7x7x3": [same(192), same(192, (1, 7)), same(192, (7, 1)), valid(192, 3, 2)],
     "branch_pool": [HALVE],
 }
 
 # The modules on 8 x 8 maps (figure 7).
-V3_8: dict[str, Branch] = {
+V3_8: Branches = {
     "branch1x1": [same(320)],
     "branch3x3": [same(384), [same(384, (1, 3)), same(384, (3, 1))]],
     "branch3x3dbl": [same(448), same(384, 3), [same(384, (1, 3)), same(384, (3, 1))]],
@@ -299,35 +190,35 @@ class InceptionV4(nn.Module):
         return logits
 
 
-V4_STEM_1: dict[str, Branch] = {"maxpool": [HALVE], "conv": [valid(96, 3, 2)]}
-V4_STEM_2: dict[str, Branch] = {
+V4_STEM_1: Branches = {"maxpool": [HALVE], "conv": [valid(96, 3, 2)]}
+V4_STEM_2: Branches = {
     "branch0": [same(64), valid(96, 3)],
     "branch1": [same(64), same(64, (1, 7)), same(64, (7, 1)), valid(96, 3)],
 }
-V4_STEM_3: dict[str, Branch] = {"conv": [valid(192, 3, 2)], "maxpool": [HALVE]}
-V4_35: dict[str, Branch] = {
+V4_STEM_3: Branches = {"conv": [valid(192, 3, 2)], "maxpool": [HALVE]}
+V4_35: Branches = {
     "branch0": [same(96)],
     "branch1": [same(64), same(96, 3)],
     "branch2": [same(64), same(96, 3), same(96, 3)],
     "branch3": [AVERAGE, same(96)],
 }
-V4_TO_17: dict[str, Branch] = {
+V4_TO_17: Branches = {
     "branch0": [valid(384, 3, 2)],
     "branch1": [same(192), same(224, 3), valid(256, 3, 2)],
     "branch2": [HALVE],
 }
-V4_17: dict[str, Branch] = {
+V4_17: Branches = {
     "branch0": [same(384)],
     "branch1": [same(192), same(224, (1, 7)), same(256, (7, 1))],
     "branch2": [same(192), same(192, (7, 1)), same(224, (1, 7)), same(224, (7, 1)), same(256, (1, 7))],
     "branch3": [AVERAGE, same(128)],
 }
-V4_TO_8: dict[str, Branch] = {
+V4_TO_8: Branches = {
     "branch0": [same(192), valid(192, 3, 2)],
     "branch1": [same(256), same(256, (1, 7)), same(320, (7, 1)), valid(320, 3, 2)],
     "branch2": [HALVE],
 }
-V4_8: dict[str, Branch] = {
+V4_8: Branches = {
     "branch0": [same(256)],
     "branch1": [same(384), [same(256, (1, 3)), same(256, (3, 1))]],
     "branch2": [same(384), same(448, (3, 1)), same(512, (1, 3)), [same(256, (1, 3)), same(256, (3, 1))]],
@@ -341,7 +232,7 @@ class Residual(Mixed):
     Without the scale, networks with more than a thousand filters die early in training (section 3.3).
     """
 
-    def __init__(self, inputs: int, branches: Mapping[str, Branch], scale: float, relu: bool = True) -> None:
+    def __init__(self, inputs: int, branches: Branches, scale: float, relu: bool = True) -> None:
         super().__init__(inputs, branches)
         self.conv2d = nn.Conv2d(self.outputs, inputs, 1)
         self.scale, self.relu = scale, relu
@@ -388,27 +279,27 @@ class InceptionResNetV2(nn.Module):
         return logits
 
 
-IR_5B: dict[str, Branch] = {
+IR_5B: Branches = {
     "branch0": [same(96)],
     "branch1": [same(48), same(64, 5)],
     "branch2": [same(64), same(96, 3), same(96, 3)],
     "branch3": [AVERAGE, same(64)],
 }
-IR_35: dict[str, Branch] = {
+IR_35: Branches = {
     "branch0": [same(32)],
     "branch1": [same(32), same(32, 3)],
     "branch2": [same(32), same(48, 3), same(64, 3)],
 }
-IR_TO_17: dict[str, Branch] = {
+IR_TO_17: Branches = {
     "branch0": [valid(384, 3, 2)],
     "branch1": [same(256), same(256, 3), valid(384, 3, 2)],
     "branch2": [HALVE],
 }
-IR_17: dict[str, Branch] = {"branch0": [same(192)], "branch1": [same(128), same(160, (1, 7)), same(192, (7, 1))]}
-IR_TO_8: dict[str, Branch] = {
+IR_17: Branches = {"branch0": [same(192)], "branch1": [same(128), same(160, (1, 7)), same(192, (7, 1))]}
+IR_TO_8: Branches = {
     "branch0": [same(256), valid(384, 3, 2)],
     "branch1": [same(256), valid(288, 3, 2)],
     "branch2": [same(256), same(288, 3), valid(320, 3, 2)],
     "branch3": [HALVE],
 }
-IR_8: dict[str, Branch] = {"branch0": [same(192)], "branch1": [same(192), same(224, (1, 3)), same(256, (3, 1))]}
+IR_8: Branches = {"branch0": [same(192)], "branch1": [same(192), same(224, (1, 3)), same(256, (3, 1))]}

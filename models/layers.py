@@ -16,8 +16,8 @@ class LocalResponseNorm(nn.Module):
     """b = a / (k + alpha * sum of a^2 over `size` neighbouring channels) ** beta.
 
     Krizhevsky et al. 2012, section 3.3, with its constants. torch, Caffe and ONNX put alpha / size in front of the
-    sum, so they are given alpha * size; `alpha` here is the published one. A module of its own, so that an exporter can
-    lower it as suits the engine.
+    sum, so they get alpha * size; `alpha` here is the published one. It is a module of its own, so that an exporter can
+    replace it by what suits the engine.
     """
 
     def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> None:
@@ -32,9 +32,9 @@ class LocalResponseNorm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch normalization, ReLU under the names `conv` and `bn`; without `norm`, a bias instead.
+    """Convolution, batch normalization (without `norm`: a bias) and ReLU, under the names `conv` and `bn`.
 
-    eps 0.001 is what every Inception checkpoint was trained with.
+    Every Inception checkpoint was trained with eps 0.001.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ConvNorm(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops the whole branch for a random part of the batch, in training only; what survives is scaled up."""
+    """Drops the whole branch for a random part of the batch, in training only, and scales the rest up."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -76,10 +76,10 @@ class DropPath(nn.Module):
 
 
 def side(layers: Iterable[nn.Module], size: int) -> int:
-    """Height of the map that a chain of convolutions and pools makes of an input `size` high."""
+    """Height of the map that a chain of convolutions and pools makes from an input `size` high."""
     for layer in layers:
         if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-            continue  # what is left keeps the size
+            continue  # other layers keep the size
         kernel, stride, padding = (
             int(v[0]) if isinstance(v, tuple) else int(v) for v in (layer.kernel_size, layer.stride, layer.padding)
         )
@@ -89,17 +89,17 @@ def side(layers: Iterable[nn.Module], size: int) -> int:
 
 
 def pool_to(cells: int, layers: Iterable[nn.Module], size: int) -> nn.Module:
-    """What brings the maps of `layers` to the `cells` x `cells` that a fully connected layer was trained on.
+    """The pool that brings the maps of `layers` to the `cells` x `cells` that a fully connected layer was trained on.
 
-    Only an even division is taken: adaptive pooling over uneven windows has no counterpart in the engines.
+    Raises `Usage` for an uneven division: the engines have no adaptive pooling over uneven windows.
     """
-    made = side(layers, size)
-    if made < cells or made % cells:
+    height = side(layers, size)
+    if height < cells or height % cells:
         raise Usage(
             f"the first fully connected layer reads {cells} x {cells} maps (or a whole multiple, averaged down), "
-            f"but an input of {size} gives {made} x {made}"
+            f"but an input of {size} gives {height} x {height}"
         )
-    return nn.Identity() if made == cells else nn.AvgPool2d(made // cells)
+    return nn.Identity() if height == cells else nn.AvgPool2d(height // cells)
 
 
 def at_least(smallest: int, size: int) -> None:

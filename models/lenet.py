@@ -1,4 +1,4 @@
-"""LeNet-5 (LeCun et al. 1998), in the form it is taught in today."""
+"""LeNet-5 (LeCun et al. 1998), in the form that is taught today."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class LeNet5(nn.Module):
     """CONV-POOL-CONV-POOL, then three fully connected layers: 5x5 stride-1 filters, 2x2 stride-2 pools.
 
     Input is [n, 1, 32, 32]. The network of 1998 had tanh units, averaging subsampling layers with a trained gain and
-    bias, a sparse table of connections from 6 to 16 maps, and radial basis functions as output. Here stand ReLU, max
-    pooling, full connections and a linear output. Its last convolution, C5, covers its whole 5x5 input: it is the fully
-    connected layer of 120.
+    bias, a sparse table of connections from 6 to 16 maps, and radial basis functions as output. This one has ReLU, max
+    pooling, full connections and a linear output. The last convolution, C5, covers its whole 5x5 input, so it is the
+    fully connected layer of 120 here.
     """
 
     def __init__(self, num_classes: int = 10, size: int = 32) -> None:

@@ -21,7 +21,7 @@ def mlpconv(inputs: int, filters: tuple[int, int, int], kernel: int, stride: int
 class NiN(nn.Module):
     """Four mlpconv stages; the last makes one map per class, whose mean is the score.
 
-    The paper has no ImageNet network: this is the one its first author published for Caffe, whose pools round up.
+    The paper has no ImageNet network. This is the one that its first author published for Caffe, whose pools round up.
     """
 
     def __init__(self, num_classes: int = 1000, size: int = 224) -> None:

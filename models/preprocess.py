@@ -1,7 +1,7 @@
 """From a photograph to the tensor a network was trained on, and from a class index to its name.
 
-Pixels stay uint8 all the way to the engine: an exported graph does its own arithmetic (`(x/255 - mean) / std`), so that
-every engine receives exactly the bytes that the reference receives.
+Pixels stay uint8 up to the engine. An exported graph does the arithmetic `(x/255 - mean) / std` itself, so that every
+engine gets exactly the bytes that the reference gets.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ RESAMPLING = {
 class Preprocess:
     """The recipe of one checkpoint: short side to `resize`, centre crop of `crop`, then `(x/255 - mean) / std`.
 
-    `geometry` says how sides are rounded. `mode` is Pillow's: "RGB" gives three channels, "L" one. `mean` and `std` are
-    in units of full scale, one value per channel, as torchvision writes them.
+    `geometry` rounds the sides. `mode` is Pillow's: "RGB" gives three channels, "L" one. `mean` and `std` are
+    in units of full scale, one value for each channel, as torchvision writes them.
     """
 
     resize: int = 256
@@ -48,7 +48,7 @@ class Preprocess:
         if not 0 < self.crop <= self.resize:
             raise ValueError(f"crop {self.crop} must be between 1 and resize {self.resize}")
         if self.interpolation not in RESAMPLING:
-            raise ValueError(f"interpolation {self.interpolation!r} is none of {', '.join(RESAMPLING)}")
+            raise ValueError(f"interpolation {self.interpolation!r} is not one of {', '.join(RESAMPLING)}")
         if self.mode not in ("RGB", "L"):
             raise ValueError(f"mode {self.mode!r} is neither 'RGB' nor 'L'")
         if not len(self.mean) == len(self.std) == self.channels:
@@ -69,7 +69,7 @@ class Preprocess:
 def flatten(image: Image.Image, mode: str, full: float | None = None) -> Image.Image:
     """`image` in `mode`, as a person sees it: transparency over white, 16 bits scaled to 8, palettes resolved.
 
-    `full` is the white of an image with more than 8 bits; by default `full_scale(image)`.
+    `full` is the value of white in an image with more than 8 bits; by default `full_scale(image)`.
     """
     if image.mode in DEEP:
         # Pillow's own conversion clips at 255 instead of scaling, which turns a 16-bit scan white.
@@ -87,7 +87,7 @@ DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 
 
 def full_scale(image: Image.Image) -> float:
-    """The value that is white in `image`: 65535 if it holds one above 255."""
+    """The value of white in `image`: 65535 if one of its values is above 255, else 255."""
     if image.mode not in DEEP:
         return 255.0
     return 65535.0 if np.asarray(image, dtype=np.float32).max(initial=0) > 255 else 255.0
@@ -96,8 +96,8 @@ def full_scale(image: Image.Image) -> float:
 def pixels(image: Image.Image, recipe: Preprocess) -> Pixels:
     """`image` as uint8 [crop, crop, channels]: bit for bit what torchvision's `Resize` and `CenterCrop` make of it.
 
-    The filter is Pillow's, which averages over the source pixels it shrinks (antialiased), as torchvision's does on PIL
-    images.
+    The filter is Pillow's. It averages over the source pixels that become one (antialiased), as torchvision's does on
+    PIL images.
     """
     image = flatten(image, recipe.mode)
     resized, corner = geometry(image.size, recipe)
@@ -111,7 +111,7 @@ Sides = tuple[int, int]  # (width, height), or (left, top)
 
 
 def geometry(size: Sides, recipe: Preprocess) -> tuple[Sides, Sides]:
-    """The size that an image of `size` is scaled to, and the left upper corner of the crop in that.
+    """The size that an image of `size` is scaled to, and the upper left corner of the crop in it.
 
     The short side becomes `resize`; the long side is truncated, and the corner is rounded half to even. Source:
     torchvision's `_compute_resized_output_size` and `center_crop` (transforms/functional.py).
@@ -122,7 +122,7 @@ def geometry(size: Sides, recipe: Preprocess) -> tuple[Sides, Sides]:
 
 
 class Window(NamedTuple):
-    """One axis of a resize: from `begin` to `end` in the source to `size` pixels, the crop from `left` of them on."""
+    """One axis of a resize: `begin` to `end` of the source becomes `size` pixels; the crop starts at pixel `left`."""
 
     begin: float
     end: float
@@ -131,11 +131,11 @@ class Window(NamedTuple):
 
 
 def windows(source: Sides, target: Sides, corner: Sides, crop: int) -> list[Window]:
-    """How to resize an image of `source` to `target` for its `crop` at `corner`, without the rest if no bit changes.
+    """How to resize an image of `source` to `target` for its `crop` at `corner`; only the crop, if no bit changes.
 
-    Pillow takes the box of a resize in float32. Where its sides and its length are exact in that, so are the positions
-    that pixels are weighed by, and each comes out as from the whole axis. That holds for a short side of 256 (not for
-    the long one, and hardly for other sizes), and there saves an eighth of the work.
+    Pillow takes the box of a resize in float32. If its sides and its length are exact in float32, the positions that
+    weigh the pixels are exact too, and each pixel is the same as from the whole axis. That is so for a short side of
+    256, but not for the long side and rarely for other sizes. It saves an eighth of the work.
     """
     whole, needed = [], []
     for length, size, first in zip(source, target, corner, strict=True):
@@ -148,16 +148,14 @@ def windows(source: Sides, target: Sides, corner: Sides, crop: int) -> list[Wind
 
 
 def height_first(source: Sequence[int], axes: Sequence[Window]) -> bool:
-    """Whether Pillow shrinks the height before the width (from 13.0 on; before, never): rounding between the two shows
-    which it was.
-    """
+    """Whether Pillow from 13.0 on shrinks the height before the width; the rounding in between depends on the order."""
     width, height = (length - axis.size for length, axis in zip(source, axes, strict=True))
     return height > max(0, 2 * width)
 
 
 @dataclass(frozen=True)
 class Label:
-    """The name of a class; `synset` is its WordNet id where the classes are ImageNet's, else None."""
+    """The name of a class; `synset` is its WordNet id if the classes are ImageNet's, else None."""
 
     label: str
     synset: str | None = None

@@ -1,4 +1,4 @@
-"""ResNet (He et al. 2015) and its kin: ResNeXt, Wide ResNet, pre-activation, stochastic depth. All are arguments."""
+"""ResNet (He et al. 2015). ResNeXt, Wide ResNet, pre-activation and stochastic depth are arguments to it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1 down, 3x3 in `groups`, 1x1 up to 4 x planes, and the shortcut around them.
 
-    `early` puts the stride on the first 1x1, as in 2015; on the 3x3, as has been usual since, less of the map is lost.
+    `early` puts the stride on the first 1x1, as in 2015. On the 3x3, as is usual since then, less of the map is lost.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class PreActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu(self.norm1(x))
-        # Where the shape changes, the shortcut too starts from the activated map.
+        # If the shape changes, the shortcut starts from the activated map too.
         shortcut = self.downsample(active) if hasattr(self, "downsample") else x
         x = self.conv1(active)
         x = self.conv2(self.relu(self.norm2(x)))
@@ -97,7 +97,7 @@ class PreActivation(nn.Module):
 
 
 def projection(inputs: int, outputs: int, stride: int) -> nn.Module | None:
-    """The shortcut's 1x1 convolution where a block changes the shape ("option B"), else None: the identity."""
+    """The shortcut's 1x1 convolution if a block changes the shape (the paper's option B), else None: the identity."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
@@ -107,11 +107,11 @@ BLOCKS: dict[str, type[Bottleneck | PreActivation]] = {"bottleneck": Bottleneck,
 
 
 class ResNet(nn.Module):
-    """Four stages of blocks after a 7x7 stem; the channels double where the maps halve.
+    """Four stages of blocks after a 7x7 stem; from stage to stage the channels double and the maps halve.
 
     `groups` and `width` (channels of each group at 64 planes) make it a ResNeXt (32, 4) or a Wide ResNet (1, 128).
     `drop` is the probability of dropping the last block in training, falling linearly to 0 at the input (Huang et al.
-    2016); evaluation is that of the plain network.
+    2016). Evaluation is that of the plain network.
     """
 
     def __init__(
@@ -127,14 +127,14 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         at_least(32, size)
-        channels, made, stages = 64, 0, []
+        channels, count, stages = 64, 0, []
         for number, depth in enumerate(layers):
             planes = 64 * 2**number
             stage: list[nn.Module] = []
             for position in range(depth):
-                made += 1
+                count += 1
                 stride = 2 if number > 0 and position == 0 else 1
-                dropped = drop * made / sum(layers)
+                dropped = drop * count / sum(layers)
                 if block == "basic":
                     stage.append(BasicBlock(channels, planes, stride, dropped))
                     channels = planes

@@ -1,4 +1,4 @@
-"""SqueezeNet (Iandola et al. 2016): fire modules, which squeeze to few channels before they expand."""
+"""SqueezeNet (Iandola et al. 2016): fire modules, which reduce to few channels before they expand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXPAND = (64, 64, 128, 128, 192, 192, 256, 256)
 class SqueezeNet(nn.Module):
     """`first` is (filters, kernel) of the stride-2 stem; `pools` are the fire modules that a pool stands before.
 
-    1.1 takes a smaller stem and pools earlier: the same accuracy for 2.4 times fewer multiplications.
+    1.1 has a smaller stem and pools earlier. It has the same accuracy with 2.4 times fewer multiplications.
     """
 
     def __init__(

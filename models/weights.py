@@ -1,8 +1,8 @@
 """Where weights come from: a published checkpoint, a file, or a seed. Nothing is unpickled.
 
-auto        the published checkpoint where there is one and it can be reached, else untrained, with a warning
+auto        the published checkpoint if there is one and it can be fetched, else untrained, with a warning
 pretrained  the published checkpoint: fetched once, its sha256 checked, cached
-untrained   seeded, and marked so everywhere it shows
+untrained   seeded, and marked as untrained everywhere
 PATH        a .safetensors, .pth or .pt file
 """
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 SEED = 0
 
-# What BentoML takes for the name of a model.
+# What BentoML accepts as the name of a model.
 NAME = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?")
-NAME_RULE = "use lower-case letters, digits, '_', '-' and '.', the first and the last no sign, at most 63"
+NAME_RULE = "use at most 63 lower-case letters, digits, '_', '-' and '.', with a letter or digit first and last"
 
 CHUNK = 1 << 20
 TRIES = 4
@@ -41,7 +41,7 @@ TIMEOUT_S = 15
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a network's weights came from, as the manifest records it."""
+    """The origin of a network's weights, as the manifest records it."""
 
     kind: Literal["pretrained", "custom", "untrained"]
     origin: str
@@ -52,7 +52,7 @@ class Weights:
     def of_file(
         cls, path: Path, kind: Literal["pretrained", "custom"], origin: str = "", license: str | None = None
     ) -> Weights:
-        """Weights from the file at `path`, its sha256 taken now; `origin` is its name unless given."""
+        """Weights from the file at `path`, whose sha256 is taken now; `origin` is its name unless given."""
         return cls(kind, origin or path.name, _sha256(path), license)
 
     def record(self) -> dict[str, Any]:
@@ -61,9 +61,9 @@ class Weights:
 
 @dataclass(frozen=True)
 class Network:
-    """A classifier ready to export: a module from normalised float NCHW to logits, and all that must go with it.
+    """A classifier ready to export: a module from normalised float NCHW to logits, and what belongs to it.
 
-    `row` is its line in SPECS; a network of your own has none.
+    `row` is its row in SPECS; a network of your own has none.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Network:
 
 
 class WeightsError(Failure):
-    """Weights that cannot be had or do not fit; the message says what was found, what was expected, and the repair."""
+    """Weights that cannot be read or do not fit; the message says what was found, what was expected and the repair."""
 
 
 class Unreachable(WeightsError):
@@ -92,7 +92,7 @@ class Unreachable(WeightsError):
 
 
 def load(name: str, choice: str = "auto", classes: int | None = None, labels: Sequence[Label] = ()) -> Network:
-    """The network called `name` with the weights that `choice` names (see the module's docstring)."""
+    """The network called `name`, with the weights that `choice` names (see the module's docstring)."""
     row = spec(name)
     module = build(name, classes)
     weights, state = fetch_state(row, choice)
@@ -105,7 +105,7 @@ def load(name: str, choice: str = "auto", classes: int | None = None, labels: Se
 
 
 def fetch_state(row: Spec, choice: str) -> tuple[Weights, Mapping[str, Tensor] | None]:
-    """The provenance and the tensors that `choice` names; None for tensors means untrained."""
+    """The origin and the tensors of the weights that `choice` names; the tensors are None for untrained weights."""
     untrained = Weights("untrained", f"seed {SEED}")
     if choice == "untrained":
         return untrained, None
@@ -128,7 +128,7 @@ def fetch_state(row: Spec, choice: str) -> tuple[Weights, Mapping[str, Tensor] |
         return Weights.of_file(path, "pretrained", origin, row.checkpoint.license), read(path)
     path = Path(choice)
     if not path.is_file():
-        raise Usage(f"--weights {choice} is no file, nor one of auto, pretrained, untrained")
+        raise Usage(f"--weights {choice} is neither a file nor one of auto, pretrained, untrained")
     return Weights.of_file(path, "custom"), read(path)
 
 
@@ -136,7 +136,7 @@ def fetch_state(row: Spec, choice: str) -> tuple[Weights, Mapping[str, Tensor] |
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .pth or .pt file in float32; a training checkpoint's `state_dict` is unwrapped."""
+    """The float32 tensors of a .safetensors, .pth or .pt file; a training checkpoint gives its `state_dict`."""
     import torch
 
     try:
@@ -152,7 +152,7 @@ def read(path: Path) -> dict[str, Tensor]:
             )
     except Usage:
         raise
-    except Exception as error:  # each reader raises types of its own for damage
+    except Exception as error:  # each reader raises its own types for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
             f"{path.name} cannot be read as weights ({reason}); is it damaged or a pickle of code?"
@@ -162,18 +162,18 @@ def read(path: Path) -> dict[str, Tensor]:
             found = found[wrapper]
             break
     if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
-        raise WeightsError(f"{path.name} holds no state_dict: expected a mapping from names to tensors")
+        raise WeightsError(f"{path.name} does not hold a state_dict: expected a mapping from names to tensors")
     return {str(k): v.float() if v.is_floating_point() else v for k, v in found.items()}
 
 
-# A count that only training reads, and that checkpoints older than PyTorch 0.4.1 lack.
+# Only training reads this count, and checkpoints older than PyTorch 0.4.1 do not have it.
 COUNTER = "num_batches_tracked"
 
 
 def fit(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Load `state` into `module`, every key and shape equal, or raise `WeightsError` naming those that are not."""
+    """Load `state` into `module`; `WeightsError` names the keys and shapes that differ, if any does."""
     own = module.state_dict()
-    # A family whose published files spell some keys differently says how; none but DenseNet does.
+    # A family says how its published files spell keys differently. Only DenseNet's do.
     respell = getattr(module, "respell", str)
     state = {respell(key): value for key, value in state.items()}
     missing = [k for k in own if k not in state and not k.endswith(COUNTER)]
@@ -207,7 +207,7 @@ def _repair(own: Mapping[str, Tensor], state: Mapping[str, Tensor], wrong: Seque
 
 
 def read_labels(path: Path) -> tuple[Label, ...]:
-    """Labels from a text file, one class per line, or a JSON list of names or of {"label", "synset"}."""
+    """Labels from a text file with one class on each line, or from a JSON list of names or of {"label", "synset"}."""
     try:
         text = path.read_text("utf-8")
         rows: list[Any] = json.loads(text) if path.suffix == ".json" else text.splitlines()
@@ -226,20 +226,20 @@ def read_labels(path: Path) -> tuple[Label, ...]:
 
 
 def cache() -> Path:
-    """Where fetched checkpoints are kept: $PODIUM_CACHE, else the user's cache folder."""
+    """The folder of fetched checkpoints: $PODIUM_CACHE, else `podium` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("PODIUM_CACHE") or Path(base) / "podium")
 
 
 def checkpoint(published: Checkpoint) -> Path:
-    """The published file on this machine: shipped with the package, cached, or fetched now, its sha256 checked.
+    """The published file on this machine, from the package, from the cache or fetched now; its sha256 is checked.
 
-    $PODIUM_WEIGHTS_MIRROR replaces everything before the file's name, for machines that reach only a mirror.
-    Raises `Unreachable` when nobody answers, `WeightsError` when what arrives is not what was published.
+    $PODIUM_WEIGHTS_MIRROR replaces everything before the file's name, for machines that reach only a mirror. Raises
+    `Unreachable` if no server answers, and `WeightsError` if the file is not the published one.
     """
     if "://" not in published.url:
         return Path(__file__).parent / published.url
-    # A hub calls every network's file model.safetensors: the folder above tells them apart.
+    # The hub calls every network's file model.safetensors; the folder above has the network's name.
     parts = published.url.split("/")
     name = parts[-1] if parts[-1] != "model.safetensors" else f"{parts[4]}.safetensors"
     target = cache() / name
@@ -260,8 +260,8 @@ def _check(path: Path, expected: str | None, origin: str) -> None:
     if expected and not actual.startswith(expected):
         path.unlink()
         raise WeightsError(
-            f"{origin}: sha256 begins with {actual[: len(expected)]}, expected {expected}: damaged, or another file; "
-            "it was deleted, run the command again or pass --weights PATH"
+            f"{origin}: sha256 begins with {actual[: len(expected)]}, expected {expected}: it is damaged or another "
+            "file; it was deleted, run the command again or pass --weights PATH"
         )
 
 
@@ -271,10 +271,10 @@ def _sha256(path: Path) -> str:
 
 
 def download(url: str, part: Path) -> None:
-    """Fetch `url` into `part`, going on from what is already there, with a progress bar; `TRIES` connections at most.
+    """Fetch `url` into `part` with a progress bar, after what `part` already holds, in `TRIES` connections at most.
 
-    `part` holds a prefix of the file until it returns. Raises `Unreachable` when nobody answers, the answer is an
-    error, or the last connection breaks.
+    `part` holds the beginning of the file until this returns. Raises `Unreachable` if no server answers, if the answer
+    is an error, or if the last connection breaks.
     """
     if not url.startswith(("https://", "http://")):
         raise WeightsError(f"{url}: only https:// and http:// are fetched")
@@ -300,38 +300,39 @@ def download(url: str, part: Path) -> None:
                 return
             reason = f"the connection closed after {got:,} of {expected:,} bytes"
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # what is there is as long as the file or longer: begin again
+            if error.code == 416:  # the part is as long as the file or longer: begin again
                 part.unlink()
                 reason = "the partial file did not fit"
                 continue
             reason = f"HTTP {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 429):
-                break  # this answer will not change by asking again
+                break  # asking again will not change this answer
         except (OSError, urllib.error.URLError) as error:
-            if unwritable(error):  # which no other connection mends, and no other weights should hide
+            if unwritable(error):  # another connection does not repair it, and other weights must not hide it
                 raise WeightsError(
-                    f"cannot keep {part.name} in {part.parent}: {error.strerror}; make room there for what is left of "
-                    "it, or name another folder in PODIUM_CACHE"
+                    f"cannot keep {part.name} in {part.parent}: {error.strerror}; make room there for the rest of it, "
+                    "or name another folder in PODIUM_CACHE"
                 ) from error
             reason = str(getattr(error, "reason", error)) or type(error).__name__
             if not part.exists():
-                break  # nothing came at all: trying again at once would only keep the user waiting
-    kept = "; what arrived is kept, the next run goes on from there" if part.exists() else ""
-    raise Unreachable(f"{url} cannot be fetched ({reason}){kept}; PODIUM_WEIGHTS_MIRROR names another place to ask")
+                break  # nothing arrived: another try at once would only keep the user waiting
+    kept = "; what arrived is kept, and the next run continues from it" if part.exists() else ""
+    raise Unreachable(f"{url} cannot be fetched ({reason}){kept}; PODIUM_WEIGHTS_MIRROR can name another server")
 
 
 # --- untrained weights ------------------------------------------------------------------------------------------------
 
-# The spread of the logits of untrained networks over the classes: enough for answers to differ between pictures, so
-# that comparing two engines on them can fail, and small enough that softmax does not saturate.
+# The standard deviation of an untrained network's logits over the classes. It is large enough that answers differ
+# between pictures, so that a comparison of two engines can fail, and small enough that softmax does not saturate.
 LOGIT_STD = 2.0
 
 
 def make_untrained(module: nn.Module, recipe: Preprocess, seed: int = SEED) -> None:
-    """Seeded weights under which signals keep their size from input to logits, whatever the depth.
+    """Give `module` seeded weights with which signals keep their size from input to logits, at any depth.
 
-    He initialisation (arXiv 1502.01852); normalisation statistics taken from one pass over seeded pictures, without
-    which 50 residual blocks overflow float16; the last layer scaled to logits with a standard deviation of `LOGIT_STD`.
+    The weights are He's initialisation (arXiv 1502.01852). The statistics of normalisation come from one pass over
+    seeded pictures; without them 50 residual blocks overflow float16. The last layer is scaled to logits with a
+    standard deviation of `LOGIT_STD`.
     """
     import torch
     from torch import nn
@@ -369,10 +370,10 @@ def make_untrained(module: nn.Module, recipe: Preprocess, seed: int = SEED) -> N
 
 
 def pictures(recipe: Preprocess, generator: torch.Generator) -> Tensor:
-    """Eight seeded pictures [8, channels, crop, crop] in 0 to 1: random fields from one flat colour to white noise.
+    """Eight seeded pictures, [8, channels, crop, crop] in 0 to 1: random fields from one flat colour to white noise.
 
-    Photographs have something at every scale. White noise alone would not do: layers average it away, and statistics
-    taken from what is left magnify everything smooth.
+    Photographs have detail at every scale. White noise alone is not enough: layers average it away, and statistics of
+    the rest would magnify everything smooth.
     """
     import torch
     from torch.nn import functional as F

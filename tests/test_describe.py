@@ -71,7 +71,7 @@ def test_vgg16s_activations_are_fifteen_million_and_it_says_so() -> None:
         "weights": 138_344_128,
         "macs": 15_470_264_320,
     }
-    assert data["notes"][0].startswith("15.2 million activations, 61 MB in float32, not the lecture's 24 million")
+    assert data["notes"][0].startswith("15.2 million activations, 61 MB in float32. The lecture says 24 million")
 
 
 @pytest.mark.parametrize("name", SPECS)

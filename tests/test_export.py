@@ -322,7 +322,7 @@ def test_the_engine_that_runs_is_the_engine_named(tiny: Artifact) -> None:
         (["resnet5"], 2, "did you mean"),
         (["lenet5", "--precision", "fp7"], 2, "choose of fp32"),
         (["lenet5", "--engine", "abacus"], 2, "choose of onnxruntime, openvino"),
-        (["lenet5", "--weights", "nowhere.pth"], 2, "is no file"),
+        (["lenet5", "--weights", "nowhere.pth"], 2, "is neither a file nor"),
         (["lenet5", "--max-batch", "0"], 2, "at least 1"),
         (["lenet5", "--labels", "nowhere.txt"], 2, "nowhere.txt"),
         (["--module", "nowhere"], 2, "package.module:callable"),

@@ -70,6 +70,7 @@ TORCH_FILES = {
     "export/from_onnx.py",
     "export/to_onnx.py",
     "models/describe.py",
+    "models/branches.py",
     "models/layers.py",
     "models/train_lenet.py",
 }

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from models import SETS, SPECS, Checkpoint, Spec, build, expand, spec
 from models.__main__ import main
+from models.branches import Pool, Trained
 from models.console import Usage
 from models.densenet import DenseNet
 from models.fractalnet import Fractal, drop_path
-from models.googlenet import Trained
-from models.inception import Pool
 from models.layers import DropPath, LocalResponseNorm
 from models.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, pixels
 from models.resnet import ResNet

@@ -110,7 +110,7 @@ def test_a_cut_connection_is_gone_on_from_where_it_broke(publisher: Publisher) -
 
 def test_what_a_broken_run_left_is_used_by_the_next(publisher: Publisher, tmp_path: Path) -> None:
     publisher.cut = 100
-    with pytest.raises(Unreachable, match="the next run goes on from there"):
+    with pytest.raises(Unreachable, match="the next run continues from it"):
         checkpoint(published(publisher))
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["net.pth.part"], "no half file under the final name"
     publisher.cut = 0
@@ -223,7 +223,7 @@ def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_state_dict_is_named(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match="holds no state_dict"):
+    with pytest.raises(WeightsError, match="does not hold a state_dict"):
         read(tmp_path / "a.pth")
 
 
@@ -231,7 +231,7 @@ def test_other_suffixes_and_absent_files_are_usage_errors(tmp_path: Path) -> Non
     (tmp_path / "a.npz").write_bytes(b"")
     with pytest.raises(Usage, match=r"\.safetensors, \.pth or \.pt"):
         read(tmp_path / "a.npz")
-    with pytest.raises(Usage, match="is no file"):
+    with pytest.raises(Usage, match="is neither a file nor"):
         fetch_state(spec("lenet5"), "nowhere.pth")
 
 
