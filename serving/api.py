@@ -1,8 +1,8 @@
-"""The HTTP interface: requests, responses and errors, as one piece of ASGI middleware.
+"""The HTTP interface: requests, responses and errors, as one ASGI middleware.
 
-It answers the paths of the table below and refuses every other: the application behind it is asked for single documents
-and never sees a request. A request comes and goes in one pass: body read within its limits, parsed, classified,
-answered with one JSON document.
+It answers the paths of the table below and refuses all others. The application behind it is asked for single documents
+and never sees a client's request. A request is handled in one pass: its body is read within limits, parsed, classified,
+and answered with one JSON document.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class Api:
     def __init__(self, app: ASGIApp, serving: Serving) -> None:
         self.app, self.serving = app, serving
         self.measured = Results(Path.cwd())
-        wish, pages = serving.settings, files()
-        # What is asked for by access; without PODIUM_TOKEN nothing is of a user.
+        settings, pages = serving.settings, files()
+        # The token for each kind of access, and its setting. Without PODIUM_TOKEN, "user" routes ask for none.
         self.tokens: dict[Access, tuple[bytes | None, str]] = {
-            "admin": (bearer(wish.admin_token), "PODIUM_ADMIN_TOKEN")
+            "admin": (bearer(settings.admin_token), "PODIUM_ADMIN_TOKEN")
         }
-        if wish.token is not None:
-            self.tokens["user"] = (bearer(wish.token), "PODIUM_TOKEN")
+        if settings.token is not None:
+            self.tokens["user"] = (bearer(settings.token), "PODIUM_TOKEN")
         table = [
             Route("POST", "/classify", "user", self.classify),
             Route("POST", "/classify/batch", "user", self.classify_batch),
@@ -95,7 +95,7 @@ class Api:
             Route("GET", "/docs.json", "user", self.docs),
             *(Route("GET", path, "user", Document(app, path)) for path in DOCUMENTS),
         ]
-        self.description = Raw(encode(openapi.document(table, guarded=wish.token is not None)), JSON)
+        self.description = Raw(encode(openapi.document(table, guarded=settings.token is not None)), JSON)
         self.routes = Routes([*table, *(Route("GET", path, "open", file) for path, file in pages.items())])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,7 +108,7 @@ class Api:
         await self.respond(endpoint, path, scope, receive, exchange)
 
     async def other_than_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The start and the end of the server go to the application behind; nothing else does."""
+        """Only the start and the end of the server go to the application behind."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -125,10 +125,10 @@ class Api:
             raw = answer if isinstance(answer, Raw) else Raw(encode(answer), JSON)
         except ClientGone:
             self.serving.metrics.failed("unknown", "client_gone")
-            # The server drops it, but what may stand between it and us waits for an answer.
+            # The server drops this answer, but a layer between the server and us may wait for one.
             await exchange.reply(GONE, b"")
         except RequestError as error:
-            if route is None or route.access != "open":  # a probe is told what is so; nothing failed
+            if route is None or route.access != "open":  # a probe that is told "not ready" is not a failed request
                 self.serving.metrics.failed(error.model, error.code)
             await upload.discard(self.serving.settings.max_body, header(scope, b"expect"))
             if error.status >= 500:
@@ -166,7 +166,7 @@ class Api:
     @staticmethod
     def authorize(scope: Scope, expected: bytes | None, setting: str) -> None:
         if expected is None:
-            raise Unauthorized(f"this is off; it takes a server that was started with {setting}, and that token")
+            raise Unauthorized(f"this is off; start the server with {setting} set, and send that token")
         if not hmac.compare_digest(credentials(scope), expected):
             raise Unauthorized(f"send the server's {setting} as `Authorization: Bearer TOKEN`")
 
@@ -180,25 +180,25 @@ class Api:
         )
 
     async def classify_batch(self, scope: Scope, receive: Receive, deadline: float) -> Answer:
-        """Every image on its own: an answer, or its error, in the order sent."""
+        """An answer or an error for each image, in the order sent."""
         form = await self.read(scope, receive, deadline)
         if not form.images:
             raise BadRequest("no image: send each as a field `image` of a multipart form")
         self.serving.top_k(self.serving.model(form.model), form.top_k)
-        asked = (self.one(self.serving.picture(image), form.model, form.top_k, deadline) for image in form.images)
-        return {"results": await unless_gone(receive, gather(asked))}
+        results = (self.result(self.serving.picture(image), form.model, form.top_k, deadline) for image in form.images)
+        return {"results": await unless_gone(receive, gather(results))}
 
     async def compare(self, scope: Scope, receive: Receive, deadline: float) -> Answer:
-        """One image through every model: an answer, or an error, by model."""
+        """One image through every model: an answer or an error for each."""
         form = await self.read(scope, receive, deadline)
         if form.model is not None:
             raise BadRequest("compare asks every model; leave model out")
         picture, models = self.serving.picture(one_image(form)), list(self.serving.models)
-        asked = (self.one(picture, model, form.top_k, deadline) for model in models)
-        return {"results": dict(zip(models, await unless_gone(receive, gather(asked)), strict=True))}
+        results = (self.result(picture, model, form.top_k, deadline) for model in models)
+        return {"results": dict(zip(models, await unless_gone(receive, gather(results)), strict=True))}
 
-    async def one(self, picture: Picture, model: str | None, top_k: int | None, deadline: float) -> Answer:
-        """One of several results: a classification, or its error in place of it."""
+    async def result(self, picture: Picture, model: str | None, top_k: int | None, deadline: float) -> Answer:
+        """One of several results: a classification, or an error in its place."""
         try:
             return await self.serving.classify(picture, model, top_k, deadline=deadline)
         except RequestError as error:
@@ -219,7 +219,7 @@ class Api:
         """Serve a network's newest version, or the one that `version` names, in place of the one that is loaded."""
         wanted = query(scope["query_string"])
         if other := [name for name, _ in wanted if name != "version"]:
-            raise BadRequest(f"{quoted(other[0])} is no parameter of load; there is version")
+            raise BadRequest(f"{quoted(other[0])} is not a parameter of load; version is")
         if len(wanted) > 1:
             raise BadRequest("version is given more than once; name one, or none for the newest")
         version = wanted[0][1] if wanted else "latest"
@@ -227,18 +227,18 @@ class Api:
 
     async def unload(self, scope: Scope, *_: object) -> Answer:
         if wanted := query(scope["query_string"]):
-            raise BadRequest(f"{quoted(wanted[0][0])} is no parameter of unload; it takes none")
+            raise BadRequest(f"{quoted(wanted[0][0])} is not a parameter of unload, which has none")
         return {"unloaded": (await self.serving.unload(scope["path_params"]["NETWORK"])).artifact.tag}
 
     async def results(self, *_: object) -> Answer:
-        """The newest result file below the folder served from, null where there is none."""
+        """The newest result file below the folder that the server was started in, null if there is none."""
         return {"results": await asyncio.to_thread(self.measured.latest)}
 
     # The Open Inference Protocol
 
     @staticmethod
     def refused(error: RequestError, path: str) -> Answer:
-        """An error in the form of the path's protocol: the Open Inference Protocol has its message alone."""
+        """An error in the form of the path's protocol. The Open Inference Protocol has no codes."""
         return {"error": str(error)} if path.startswith("/v2/") else described(error)
 
     async def v2(self, *_: object) -> Answer:
@@ -263,12 +263,13 @@ class Api:
         return {"ready": True}
 
     async def v2_infer(self, scope: Scope, receive: Receive, deadline: float) -> Answer | Raw:
-        self.v2_model(scope)  # a request for what is not here is refused before its body is read
+        self.v2_model(scope)  # a request for an unknown model is refused before its body is read
         body, length = await self.body(scope, receive, deadline), header(scope, oip.LENGTH)
-        # Long JSON is read off the event loop.
+        # Long JSON is read in a thread, so that the event loop goes on.
         long = oip.json_bytes(body, length) > oip.LONGEST_JSON
         asked = await asyncio.to_thread(oip.read, body, length) if long else oip.read(body, length)
-        # Settled here, once, and with no wait until its queue has the images: a swap comes before or after.
+        # The model is looked up once, and nothing is awaited until its queue has the images. So a swap of the model
+        # comes before or after this, never between.
         found = self.v2_model(scope)
         artifact = found.artifact
         images = oip.check(asked, artifact.preprocess.shape, artifact.classes, self.serving.settings.max_queue)
@@ -280,7 +281,7 @@ class Api:
         length_of_json = (oip.LENGTH, b"%d" % len(said))
         return Raw(said + raw, b"application/octet-stream", (length_of_json,))
 
-    # How the process is, and what it is
+    # The state of the process
 
     async def docs(self, *_: object) -> Raw:
         return self.description
@@ -301,7 +302,7 @@ class Api:
     async def read(self, scope: Scope, receive: Receive, deadline: float, check_room: bool = False) -> Form:
         """The request's images and parameters, from its query and its body.
 
-        With `check_room`, a request that is bound for a full queue is refused before its body is looked at.
+        With `check_room`, a request for a model whose queue is full is refused before its body is read.
         """
         form = Form()
         for name, value in query(scope["query_string"]):
@@ -309,7 +310,7 @@ class Api:
         if header(scope, b"content-encoding") not in (b"", b"identity"):
             raise UnsupportedImage("the body is compressed; send the image as it is, without Content-Encoding")
         content_type, boundary = declared(header(scope, b"content-type"))
-        # A form may name its model further down; where there is but one, it is that one.
+        # A form may name its model in a later part. With one model there is nothing to name.
         if check_room and (content_type != "multipart/form-data" or form.model or len(self.serving.models) == 1):
             self.serving.check_room(form.model)
         if content_type == "multipart/form-data":
@@ -321,10 +322,10 @@ class Api:
         return form
 
     async def body(self, scope: Scope, receive: Receive, deadline: float) -> bytes:
-        """The body, if it is within the limit and here in time."""
+        """The body. Raises `TooLarge` and `SlowRequest` if it is larger or later than the settings allow."""
         limit = self.serving.settings.max_body
         length = header(scope, b"content-length")
-        # A number of more digits is one that Python refuses to read at all.
+        # Python refuses to read numbers of very many digits.
         if length.isdigit() and (len(length) > 18 or int(length) > limit):
             raise TooLarge(f"the body is {length[:18].decode()} bytes; {limit:,} are allowed")
         try:

@@ -1,12 +1,12 @@
-"""The bounded micro-batcher and its workers: from an image that waits to its scores, with no core standing idle.
+"""The bounded micro-batcher and its workers: from an image that waits to its scores, with every core at work.
 
-Worker threads, one more than there are cores, take what is to be done next: decode an image, or run the engine on what
-is decoded. A batch is due when it is full or when nothing more waits to be decoded. So a client alone waits for nobody,
-and under load batches fill without any delay being added. The engine takes every core by itself: one call of it runs at
-a time, whose-ever it is, and a worker that finds it busy decodes on. Models take turns at both.
+Worker threads, one more than there are cores, take the next job: decode an image, or run the engine on decoded ones. A
+batch is due when it is full or when nothing more waits to be decoded. So an image alone runs at once, and under load
+batches fill without a delay. The engine uses every core. So one engine call runs at a time, whichever model it is for,
+and a worker that finds the engine busy decodes. Models take turns at both.
 
-An image whose decoding is costly (`Costly`) is handed over to threads of its own kind, which wait for another process:
-however many such images come, the workers stay with the others.
+An image whose decoding is costly (`Costly`) is handed to other threads, which wait for a child process. However many
+such images come, the workers stay free for the others.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ Run = Callable[[Pixels], Scores]
 Prepare = Callable[[], Pixels | Costly]
 Job = Callable[[], None]
 
-# Batches decoded ahead of the engine: one for it to take up at once, and one that forms.
+# Batches that are decoded ahead of the engine: one that it takes at once, and one that is filling.
 AHEAD = 2
-# Of a model's queue, the share that costly images may fill: the rest is kept for those that are answered at once.
+# The share of a model's queue that costly images may fill. The rest is kept for images that are decoded quickly.
 COSTLY_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One image's probabilities [classes], the seconds it took, and how many images shared its engine call."""
+    """One image's probabilities [classes], the seconds of each stage, and how many images shared its engine call."""
 
     scores: NDArray[np.float32]
     decode: float
@@ -55,7 +55,7 @@ class Scored:
 
 @dataclass(eq=False, slots=True)
 class Waiting:
-    """One image on its way; `answer` is done early where its client gave up."""
+    """One image on its way. `answer` is done early if its client gave up."""
 
     prepare: Prepare
     since: float
@@ -65,10 +65,10 @@ class Waiting:
 
 
 class Workers:
-    """The threads that do the work of every model, `costly` of them for images that are decoded in another process.
+    """The threads that work for every model, `costly` of them for images that are decoded in another process.
 
-    `change` guards the queues; who changes one notifies it, or `costly_change`, which has the same lock. `clock` is in
-    seconds.
+    `change` guards the queues. Code that changes a queue notifies it, or `costly_change`, which has the same lock.
+    `clock` gives seconds.
     """
 
     def __init__(self, threads: int, costly: int = 1, clock: Callable[[], float] = monotonic) -> None:
@@ -80,12 +80,12 @@ class Workers:
         self._closed = False
         self._clock = clock
         self._engine_since: float | None = None
-        self._since: dict[threading.Thread, float] = {}  # when a worker began what it is at
+        self._since: dict[threading.Thread, float] = {}  # when a worker began its job
         self._workers = [self._thread(f"worker-{i}", self._next, self.change) for i in range(threads)]
         self._costly = [self._thread(f"costly-{i}", self._next_costly, self.costly_change) for i in range(costly)]
 
     def add(self, batcher: Batcher) -> None:
-        """Work for `batcher` too; the threads start with the first one."""
+        """Work for `batcher` too. The threads start with the first one."""
         with self.change:
             self.batchers.append(batcher)
             for thread in (*self._workers, *self._costly):
@@ -93,7 +93,7 @@ class Workers:
                     thread.start()
 
     def close(self, grace: float | None = None) -> bool:
-        """End the threads, after what they are at; False if one is still at it after `grace` seconds."""
+        """End the threads after their jobs. Returns False if one has not ended after `grace` seconds."""
         with self.change:
             self._closed = True
             self.change.notify_all()
@@ -105,17 +105,17 @@ class Workers:
         return not any(thread.is_alive() for thread in started)
 
     def stalled(self, seconds: float) -> str:
-        """What has not come to an end for longer than `seconds`, if therefore no image can be answered; else ""."""
+        """What has been running for longer than `seconds`, if no image can be answered because of it; else ""."""
         since = self._clock() - seconds
         with self.change:
             if self._engine_since is not None and self._engine_since < since:
-                return f"the engine has been at one batch for more than {seconds:g} s"
+                return f"the engine has been running one batch for more than {seconds:g} s"
             if not self._closed and all(self._since.get(t, since) < since or not t.is_alive() for t in self._workers):
-                return f"every worker has been at one image for more than {seconds:g} s"
+                return f"every worker has been busy with one image for more than {seconds:g} s"
         return ""
 
     def _thread(self, name: str, take: Callable[[], Job | None], change: threading.Condition) -> threading.Thread:
-        # Daemons, so that one that does not come back holds up no exit.
+        # Daemons, so that a thread which hangs does not keep the process from ending.
         return threading.Thread(target=self._work, args=(take, change), name=name, daemon=True)
 
     def _work(self, take: Callable[[], Job | None], change: threading.Condition) -> None:
@@ -128,12 +128,12 @@ class Workers:
                         return
                     change.wait(self._pause() if change is self.change else None)
                 self._since[thread] = self._clock()
-                # There may be more to do than one thread was woken for.
+                # There may be work for more threads than the one that was woken.
                 change.notify()
             job()
 
     def _next(self) -> Job | None:
-        """What to do now, taken out of its queue: a batch to run, else an image to decode."""
+        """The next job, taken out of its queue: a batch to run, else an image to decode."""
         if self._engine_free:
             now = perf_counter()
             for batcher in sorted(self.batchers, key=lambda b: b.ran):
@@ -157,7 +157,7 @@ class Workers:
     def _prepare_costly(self, batcher: Batcher, item: Waiting) -> None:
         batcher.prepare(item)
         with self.change:
-            self.change.notify()  # these threads run no engine
+            self.change.notify()  # a worker runs the engine; this thread does not
 
     def _run(self, batcher: Batcher, batch: list[Waiting]) -> None:
         try:
@@ -169,9 +169,9 @@ class Workers:
             batcher.ran_once()
 
     def _pause(self) -> float | None:
-        """Seconds until a batch that waits for company is due without; None where there is none."""
+        """Seconds until the first batch that waits to fill is due anyway; None if there is none."""
         if not self._engine_free:
-            return None  # whoever frees it looks again
+            return None  # the worker that frees the engine looks again
         waits = [left for b in self.batchers if (left := b.left(perf_counter())) is not None]
         return min(waits, default=None)
 
@@ -179,8 +179,8 @@ class Workers:
 class Batcher:
     """The queue of one model.
 
-    `run` takes uint8 [n, height, width, channels] with n up to `max_batch` and gives [n, classes]; `max_delay` is in
-    seconds; `on_depth` and `on_batch` are told the images waiting and the images of each engine call.
+    `run` takes uint8 [n, height, width, channels] with n up to `max_batch` and gives [n, classes]. `max_delay` is in
+    seconds. `on_depth` is told how many images wait, `on_batch` how many each engine call has.
     """
 
     def __init__(
@@ -200,15 +200,15 @@ class Batcher:
         self.on_depth, self.on_batch = on_depth, on_batch
         self.accepted = 0
         self.closing = self.running = False
-        # At which turn this model last had the engine, a decoder, and one of the costly.
+        # The turn in which this model last had the engine, a worker to decode, and a thread for costly images.
         self.ran = self.prepared = self.prepared_costly = 0
         self._loop = asyncio.get_running_loop()
         self._buffer: Pixels = np.empty((max_batch, *shape), np.uint8)
-        # In the order of arrival, and quick to leave.
+        # Dictionaries keep the order of arrival, and an image leaves them quickly.
         self._undecoded: dict[Waiting, None] = {}
         self._costly: dict[Waiting, None] = {}
         self._ready: dict[Waiting, None] = {}
-        self._since_batch = 0  # images decoded, or found damaged, since the first of those that are ready
+        self._since_batch = 0  # images decoded, damaged ones included, since the first of those that are ready
         self._answered = asyncio.Event()
         self._seconds_per_image = 0.0
         workers.add(self)
@@ -216,7 +216,7 @@ class Batcher:
     # On the event loop
 
     def check_room(self) -> None:
-        """Raises `Overloaded` or `Closing` where no image could be taken now."""
+        """Raises `Overloaded` or `Closing` if no image can be taken now."""
         if self.closing:
             raise Closing(CLOSING)
         if self.accepted >= self.max_queue:
@@ -236,11 +236,10 @@ class Batcher:
                 self._answered.set()
 
     async def submit(self, prepare: Prepare, deadline: float) -> Scored:
-        """The scores of the pixels, uint8 [height, width, channels], that `prepare` gives in a worker's thread;
-        `deadline` is in the event loop's time.
+        """The scores of the pixels, uint8 [height, width, channels], that `prepare` gives in a worker's thread.
 
-        Raises what `prepare` raises, `DeadlinePassed` when that comes first, and `InferenceFailed` when the engine
-        fails. A caller that is cancelled leaves the queue.
+        `deadline` is in the event loop's time. Raises what `prepare` raises, `DeadlinePassed` if the deadline comes
+        first, and `InferenceFailed` if the engine fails. A caller that is cancelled leaves the queue.
         """
         item = Waiting(prepare, perf_counter(), self._loop.create_future())
         with self.workers.change:
@@ -257,9 +256,9 @@ class Batcher:
             timer.cancel()
 
     async def close(self) -> None:
-        """Take nothing more, and return once what was accepted is answered and no engine call is under way.
+        """Take no more images, and return once those accepted are answered and no engine call is running.
 
-        A call outlasts its requests if they meet their deadline first; who closes the engine then must wait for it.
+        A call outlasts its requests if they reach their deadline first. The engine must not be closed before it ends.
         """
         with self.workers.change:
             self.closing = True
@@ -299,22 +298,22 @@ class Batcher:
         return len(self._undecoded) + len(self._costly) + len(self._ready)
 
     def due(self, now: float) -> bool:
-        """Whether a batch is to run now."""
+        """Whether a batch should run now."""
         if not self._ready:
             return False
-        # Damaged images count too: a stream of them must not keep a good one waiting.
+        # Damaged images count too, so that many of them do not keep a good one waiting.
         if len(self._ready) >= self.max_batch or self._since_batch >= self.max_batch:
             return True
         return not self._undecoded and (self.left(now) or 0.0) <= 0.0
 
     def left(self, now: float) -> float | None:
-        """Seconds that a batch which is not full may still wait for company; None where there is no batch."""
+        """Seconds that a batch which is not full may still wait to fill; None if there is no batch."""
         if not self._ready:
             return None
         return 0.0 if self.closing else next(iter(self._ready)).since + self.max_delay - now
 
     def take(self) -> list[Waiting]:
-        """The next batch, without those whose client has gone; empty where there are no others."""
+        """The next batch, without images whose client has gone; empty if none is left."""
         batch = list(islice(self._ready, self.max_batch))
         for item in batch:
             del self._ready[item]
@@ -338,7 +337,7 @@ class Batcher:
     # In the workers' threads, without it
 
     def prepare(self, item: Waiting) -> None:
-        """Decode one image, or queue it with the costly ones; what is wrong with it is its own answer."""
+        """Decode one image, or queue it with the costly ones. Its errors are its own answer."""
         started = perf_counter()
         prepared: Pixels | Costly | None = None
         try:
@@ -361,7 +360,7 @@ class Batcher:
             if item.pixels is not None and not item.answer.done():
                 self._ready[item] = None
         if item.pixels is None:
-            self.on_depth(self._depth)  # of the others the engine's call tells
+            self.on_depth(self._depth)  # for images with pixels, the engine's call tells it
 
     def _hand_over(self, item: Waiting, costly: Costly) -> None:
         item.prepare = costly.prepare
@@ -374,12 +373,12 @@ class Batcher:
             self._send({item: Overloaded(f"{waiting} images that are costly to decode are waiting already", 1)})
 
     def ran_once(self) -> None:
-        """An engine call has come to its end, and `close` may have waited for it."""
+        """An engine call has ended, and `close` may be waiting for it."""
         with suppress(RuntimeError):  # as in `_send`
             self._loop.call_soon_threadsafe(self._answered.set)
 
     def answer(self, batch: list[Waiting]) -> None:
-        """Run the engine on a batch and give every image its own; a batch that fails leaves nobody waiting."""
+        """Run the engine on a batch and answer every image of it, also if the call fails."""
         try:
             self.on_depth(self._depth)
             self.on_batch(len(batch))
@@ -407,5 +406,5 @@ class Batcher:
         return scores
 
     def _send(self, outcomes: Mapping[Waiting, Scored | RequestError]) -> None:
-        with suppress(RuntimeError):  # the event loop is gone, and everybody who waited with it
+        with suppress(RuntimeError):  # the event loop is closed, so nobody waits any more
             self._loop.call_soon_threadsafe(self._deliver, outcomes)

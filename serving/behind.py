@@ -1,7 +1,7 @@
-"""The application behind ours, of which one document is wanted and nothing else.
+"""BentoML's application behind ours, of which we want one document.
 
-BentoML's application has endpoints of its own that know none of our limits and ask for no token. So no request is
-handed to it: it is asked for a document of this list, with a request that is made here.
+That application has endpoints of its own, with none of our limits and no token. So no client's request is handed to it.
+It is asked for the documents of this list, with a request that is made here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 from serving.exchange import Raw
 
-# What BentoML's clients read to learn of `classify`.
+# BentoML's clients read it to learn about `classify`.
 DOCUMENTS = ("/schema.json",)
 
 
@@ -28,7 +28,7 @@ class Document:
         async def receive() -> Message:
             nonlocal asked
             if asked:
-                await asyncio.Future()  # the client stays; the deadline ends it
+                await asyncio.Future()  # as if the client stayed connected; the deadline ends the wait
             asked = True
             return {"type": "http.request", "body": b"", "more_body": False}
 

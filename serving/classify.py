@@ -1,4 +1,4 @@
-"""The way from an image's bytes to its answer, for every loaded model; HTTP and BentoML come in only above."""
+"""The way from an image's bytes to its answer, for every loaded model. HTTP and BentoML are the callers' part."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ Answer = dict[str, Any]
 
 TOP_K = 5
 
-# What BentoML's store may call a model or a version; never ":" or "/", which would make another tag or path of it.
+# What BentoML's store may call a model or a version. Never ":" or "/", which would make it another tag or path.
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-# Seconds that a shutdown grants, after the last deadline of a request, to what has not ended by itself.
+# Seconds after the last deadline of a request that a shutdown waits for what has not ended.
 GRACE = 2.0
 
 
@@ -83,7 +83,7 @@ class Model:
             raise
 
     def predictions(self, scores: NDArray[np.float32], top_k: int) -> list[Answer]:
-        """The `top_k` likeliest classes, likeliest first; of equals the one with the lower number first.
+        """The `top_k` likeliest classes, likeliest first; of equal ones the lower number first.
 
         Raises `InferenceFailed` for scores that are not finite.
         """
@@ -98,20 +98,20 @@ class Model:
             raise InferenceFailed(OUR_FAULT)
 
     def described(self) -> str:
-        """What answers, for the log: how it was trained, when it was exported, and what runs it."""
+        """For the log: how the model was trained, when it was exported, and what runs it."""
         run, threads = self.runtime, self.runtime.threads
         engine = f"{run.engine} {run.precision} on {threads} thread{'s' if threads > 1 else ''}"
         return f"{self.artifact.weights} weights, exported {self.artifact.exported}, {engine}"
 
     def summary(self) -> Answer:
-        """What a list of models says of this one, from its manifest."""
+        """What a list of models says about this one, from its manifest."""
         manifest = self.artifact.manifest
         kept = ("family", "year", "published", "input", "classes", "params", "macs")
         architecture = {"architecture": self.artifact.architecture}
         return {**self.identity, **architecture, **{key: manifest.get(key) for key in kept}}
 
     def details(self) -> Answer:
-        """The whole manifest, but for the machine it was made on and the commands typed there, which hold its paths."""
+        """The whole manifest, without the machine that made it and the commands typed there, which show its paths."""
         manifest = {key: value for key, value in self.artifact.manifest.items() if key != "environment"}
         files = {
             name: {key: value for key, value in record.items() if key != "command"}
@@ -121,7 +121,10 @@ class Model:
 
 
 class Serving:
-    """Every model there is to ask, and the way of a request through one of them."""
+    """All loaded models, and the way of a request through one of them.
+
+    The constructor loads nothing and starts no thread; `start` does.
+    """
 
     def __init__(
         self, settings: Settings, artifacts: Sequence[Artifact], registry: CollectorRegistry = REGISTRY
@@ -131,24 +134,23 @@ class Serving:
         self.models: dict[str, Model] = {}
         self.ready = False
         self.closing = False
-        # On one core, too, one thread decodes while another waits for a GPU.
         self.sandbox = Sandbox(costly_decoders(runtime.cores()))
-        # One waits for the engine, whose threads are its own.
+        # One more than the cores: while one waits for the engine, whose threads are its own, another decodes.
         self.workers = Workers(runtime.cores() + 1, self.sandbox.size)
         self._idle = asyncio.Event()
         self._swap = asyncio.Lock()
 
     def check(self) -> None:
-        """Whether every model has a file to run whose sha256 is right; raises `Failure` with the repair."""
+        """Raises `Failure` with the repair unless every model has a file that runs here and whose sha256 is right."""
         for artifact in self.artifacts:
             chosen = runtime.choose(artifact, self.settings.engine, self.settings.precision, self.settings.threads)
             artifact.file(artifact.graphs()[chosen.engine, chosen.precision])
             artifact.file(LABELS)
 
     async def start(self) -> None:
-        """Load and warm every model; ready after."""
+        """Load and warm every model; ready afterwards."""
         bound_heap()
-        await asyncio.to_thread(Image.init)  # Pillow looks for its formats when first asked for one
+        await asyncio.to_thread(Image.init)  # else Pillow would look for its formats in the first request
         for artifact in self.artifacts:
             opened, max_batch = await asyncio.to_thread(self._load, artifact)
             model = self.models[artifact.network] = self._model(artifact, opened, max_batch)
@@ -159,13 +161,13 @@ class Serving:
 
     def _load(self, artifact: Artifact) -> tuple[Runtime, int]:
         """`artifact` in its engine, warm, and the most images of one call."""
-        wish = self.settings
-        opened = runtime.open(artifact, wish.engine, wish.precision, wish.threads, lean=True)
-        max_batch = min(wish.max_batch, int(artifact.manifest.get("max_batch", wish.max_batch)))
+        settings = self.settings
+        opened = runtime.open(artifact, settings.engine, settings.precision, settings.threads, lean=True)
+        max_batch = min(settings.max_batch, int(artifact.manifest.get("max_batch", settings.max_batch)))
         for size in {1, max_batch}:
             try:
                 scores = opened.run(np.zeros((size, *artifact.preprocess.shape), np.uint8))
-            except Exception as error:  # of the engine's own types, as in `runtime.open`
+            except Exception as error:  # engines raise types of their own, as in `runtime.open`
                 raise runtime.refused(artifact, f"{opened.engine} cannot run {size} images", error) from error
             if scores.shape != (size, artifact.classes):
                 raise ArtifactError(
@@ -176,24 +178,24 @@ class Serving:
         return opened, max_batch
 
     def _model(self, artifact: Artifact, opened: Runtime, max_batch: int) -> Model:
-        wish, network = self.settings, artifact.network
+        settings, network = self.settings, artifact.network
         batcher = Batcher(
             opened.run,
             artifact.preprocess.shape,
             self.workers,
             max_batch=max_batch,
-            max_queue=wish.max_queue,
-            max_delay=wish.max_delay,
+            max_queue=settings.max_queue,
+            max_delay=settings.max_delay,
             on_depth=partial(self.metrics.queue_depth.__setitem__, network),
             on_batch=self.metrics.batch_size[network].observe,
         )
         return Model(artifact, opened, batcher)
 
     async def load(self, network: str, version: str) -> Model:
-        """Serve this version of `network` from now on; the one it replaces answers what it had accepted, and goes.
+        """Serve this version of `network` from now on. The one it replaces answers what it has accepted, and is closed.
 
-        `version` is a whole version, or "latest". Raises `UnknownModel` where the store has no such model, and
-        `Unloadable` where it cannot be run.
+        `version` is a whole version, or "latest". Raises `UnknownModel` if the store has no such model, and
+        `Unloadable` if it cannot be run.
         """
         for text in (network, version):
             if not NAME.fullmatch(text):
@@ -203,9 +205,9 @@ class Serving:
                 artifact = await asyncio.to_thread(find, f"{network}:{version}")
             except Failure as error:
                 raise UnknownModel(str(error)) from None
-            # The store takes the beginning of a version for the whole, and capitals for small letters.
+            # The store also takes the beginning of a version, and upper case for lower.
             if artifact.network != network or version not in ("latest", artifact.version):
-                raise UnknownModel(f"no exported model is called {quoted(f'{network}:{version}')}; write it in whole")
+                raise UnknownModel(f"no exported model is called {quoted(f'{network}:{version}')}; write it in full")
             if (old := self.models.get(artifact.network)) and old.artifact.version == artifact.version:
                 return old
             try:
@@ -254,7 +256,7 @@ class Serving:
         return self.answer(model, scored, predictions, stages)
 
     def check_room(self, name: str | None) -> None:
-        """Raises `UnknownModel`, `Overloaded` or `Closing` where an image for this model would be refused now."""
+        """Raises `UnknownModel`, `Overloaded` or `Closing` if an image for this model would be refused now."""
         model = self.model(name)
         with model.named():
             model.batcher.check_room()
@@ -265,7 +267,7 @@ class Serving:
         try:
             with model.named(), ExitStack() as room:
                 for _ in batch:
-                    room.enter_context(model.batcher.admit())  # 429 for all of them, before any is begun
+                    room.enter_context(model.batcher.admit())  # 429 for all of them, before any work is done
                 submitted = (model.batcher.submit(partial(np.asarray, image), deadline) for image in batch)
                 waiting = [asyncio.ensure_future(each) for each in submitted]
                 scored = await asyncio.gather(*waiting)
@@ -312,7 +314,7 @@ class Serving:
         }
 
     def enter(self) -> None:
-        """A request is under way from here to `leave`, and a shutdown waits for it. Raises `Closing` once one began."""
+        """A request is being handled from here to `leave`, and a shutdown waits for it. Raises `Closing` during one."""
         if self.closing:
             raise Closing(CLOSING)
         self.metrics.inflight += 1
@@ -323,7 +325,7 @@ class Serving:
             self._idle.set()
 
     def unready(self) -> str:
-        """Why no request should come here now; "" if it may."""
+        """Why this server should get no requests now; "" if it should."""
         if not self.ready:
             return "shutting down" if self.closing else "loading the models"
         if not self.models:
@@ -335,7 +337,7 @@ class Serving:
         self.closing, self.ready = True, False
 
     async def drain(self) -> None:
-        """Begin to close; returns when every request under way is answered, or past its deadline."""
+        """Begin to close. Returns when every request is answered or past its deadline."""
         self.begin_to_close()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.timeout + GRACE):
@@ -355,7 +357,7 @@ class Serving:
     def _release(self) -> None:
         self.sandbox.close()
         if not self.workers.close(GRACE):
-            # An engine is not closed under a call of it. The threads are daemons, and end with the process.
+            # An engine must not be closed while it runs. The threads are daemons, and end with the process.
             log.warning("a worker did not end within %g s; the process ends without it", GRACE)
             return
         for model in self.models.values():
@@ -363,10 +365,10 @@ class Serving:
 
 
 def drain_before_exit(serving: Serving) -> None:
-    """On SIGTERM and SIGINT, answer what is under way before the server closes its door.
+    """On SIGTERM and SIGINT, answer the requests that are here before the server stops listening.
 
-    The server's own handler stops listening at once, and its clients and load balancers could no longer see that
-    `/readyz` turned 503. A second signal goes straight to it.
+    The server's own handler stops listening at once, and clients and load balancers could not see that `/readyz` is now
+    503. A second signal goes straight to that handler.
     """
     if threading.current_thread() is not threading.main_thread():
         return

@@ -1,8 +1,8 @@
 """An HTTP/1.1 connection: a state machine between uvicorn's server, which accepts and shuts down, and its
 `RequestResponseCycle`, which runs the application.
 
-uvicorn's own protocol bounds little of what a client may do. Here every open connection has an armed timer, a bound on
-what it makes us hold in each direction, and an end at shutdown:
+uvicorn's own protocol has few bounds. Here every open connection has a timer that runs, a bound on what it makes us
+hold in each direction, and an end at shutdown:
 
 | state   | what we wait for                                     | for how long        | then     |
 |---------|------------------------------------------------------|---------------------|----------|
@@ -16,10 +16,10 @@ what it makes us hold in each direction, and an end at shutdown:
 | LINGER  | the client to read its last answer; the rest is dropped | `LINGER_S`       | close    |
 | FLUSH   | a closed connection's last bytes to go               | `timeout`           | abort    |
 
-One request is under way at a time, and the next begins when the answer before it has left. So what is held is one body
-(the application bounds it), one answer, and `MAX_AHEAD` bytes plus one piece of requests that were sent ahead; a piece
-is at most 256 kB. One timer serves all states. It is not moved when a deadline moves back, it looks when it fires: a
-request on a connection that is kept costs no timer at all.
+One request is handled at a time, and the next begins when the answer before it has been sent. So a connection holds one
+body (which the application bounds), one answer, and `MAX_AHEAD` bytes plus one piece of requests that were sent ahead.
+A piece is at most 256 kB. One timer serves all states. If the deadline moves back, the timer stays where it is, and
+looks at the deadline when it fires: so a request on a kept connection starts no timer.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ from serving.errors import RequestError, SlowRequest, TooManyConnections
 from serving.exchange import CLOSE, described, encode, headers_of, new_id
 from serving.framing import Framing
 
-# Bytes: the application has so many of a body, or of later requests, before reading stops.
+# Bytes of a body that the application has not read, or of later requests. With more, reading stops.
 MAX_AHEAD = 64 << 10
 
-# Bytes that the system is asked to take of answers that are not read (Linux takes twice as many). By itself it takes
-# megabytes, and a client that does not read would be answered thousands of times before the service notices.
+# Bytes of unread answers that the system is asked to hold (Linux holds twice as many). Its default is megabytes: a
+# client that does not read would get thousands of answers before the service notices.
 SEND_BUFFER = 32 << 10
 
-# Seconds in which what a refused client still sends is dropped: a connection closed at once would lose it the answer.
+# Seconds in which we drop what a refused client still sends. If we closed at once, it could lose the answer.
 LINGER_S = 1.0
 
-# Seconds beyond `timeout` for an answer on its way, and at shutdown for one that is not read.
+# Seconds beyond `timeout` for an answer that is being made, and at shutdown for one that is not read.
 GRACE = 2.0
 
-# Connections above the limit that get an answer; those above these are closed without one.
+# Connections above the limit that get an answer. More than these are closed without one.
 TURNED_AWAY = 32
 
-# Seconds between two looks at a client that ended its side, doubled from the first to the last.
+# Seconds between two looks at a client that has ended its sending; doubled from the first to the last.
 FIRST_LOOK, LAST_LOOK = 0.02, 1.0
 
-# Seconds between two lines in the log about the limit on connections.
+# Seconds between two log lines about the limit on connections.
 SAY_AGAIN = 60.0
 
 FRESH, HEAD, BODY, ANSWER, UNREAD, SURPLUS, IDLE, LINGER, FLUSH, CLOSED = (
@@ -98,7 +98,7 @@ def address(transport: asyncio.BaseTransport, which: str) -> tuple[str, int] | N
 
 
 def hung_up(descriptor: int) -> bool:
-    """Whether the other side of a socket has answered with a reset; one that only ended its sending has not."""
+    """Whether the other side of a socket has sent a reset. A client that only ended its sending has not."""
     poll = select.poll()
     poll.register(descriptor, 0)
     return bool(poll.poll(0))
@@ -169,7 +169,7 @@ class Connection(Framing, asyncio.Protocol):
             self._read(data)
 
     def eof_received(self) -> bool:
-        """The client ended its sending; whether to keep the connection for what is still to be sent."""
+        """The client has ended its sending. Returns whether to keep the connection for an answer."""
         self._eof = True
         if self.scheme == "https":  # asyncio's TLS cannot be open on one side
             self._enter(FLUSH, self.timeout)
@@ -203,7 +203,7 @@ class Connection(Framing, asyncio.Protocol):
     # What uvicorn's server calls
 
     def shutdown(self) -> None:
-        """Close if nothing is under way, else as soon as it is answered, and after a while in any case."""
+        """Close at once if there is no request, else when it is answered, and after a while in any case."""
         if self.state == CLOSED:
             return
         self.end = self.loop.time() + GRACE
@@ -220,10 +220,10 @@ class Connection(Framing, asyncio.Protocol):
     # What uvicorn's cycle calls, for which this is the transport and the flow
 
     def write(self, data: bytes) -> None:
-        """Hold an answer's head back for the body behind it: they leave in one piece."""
+        """Send the head of an answer together with its body."""
         if self._head is None and self.cycle.response_started:
             self._head = data[self._probed :]
-        elif self._head is None:  # 100 Continue: the body will come, and the next request behind it
+        elif self._head is None:  # 100 Continue: now the client sends the body, so the connection can be kept
             self.cycle.keep_alive = self._keep
             self.transport.write(data)
         elif self._head:
@@ -233,7 +233,7 @@ class Connection(Framing, asyncio.Protocol):
             self.transport.write(data)
 
     def close(self) -> None:
-        """Close when what is written has been read; a client that still sends is heard for a moment."""
+        """Close once all that was written has been read. If the client still sends, drop that for a moment first."""
         self._flush_head()
         if self.complete or self._eof:
             self._close_now()
@@ -297,7 +297,7 @@ class Connection(Framing, asyncio.Protocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expects,
-            # A client that was answered before it was told to go on may send its body or not: close.
+            # A client that gets its answer before "100 Continue" may send its body or not, so we close.
             keep_alive=self._keep and not self.expects,
             on_response=self.on_response_complete,
         )
@@ -322,7 +322,7 @@ class Connection(Framing, asyncio.Protocol):
         if cycle.response_complete:
             return
         cycle.more_body = False
-        if cycle.waiting_for_100_continue:  # nobody waited for it
+        if cycle.waiting_for_100_continue:  # the client did not wait for it
             cycle.waiting_for_100_continue, cycle.keep_alive = False, self._keep
         cycle.message_event.set()
         self._await_answer()
@@ -330,7 +330,7 @@ class Connection(Framing, asyncio.Protocol):
     # Reading
 
     def _read(self, data: bytes | bytearray) -> None:
-        """Take what came to the end of one request; what is behind it waits for its answer."""
+        """Parse up to the end of one request. What follows it is held until that request is answered."""
         at = 0
         while at < len(data):
             if self.complete:
@@ -370,7 +370,7 @@ class Connection(Framing, asyncio.Protocol):
             self._enter(ANSWER, self.timeout)
 
     def _next(self) -> None:
-        """Go on behind an answer that has left: with the rest of its request, with the next one, or idle."""
+        """Go on after an answer was sent: with the rest of its request, with the next request, or idle."""
         if self.complete:
             self._enter(IDLE, self.keep_alive)
         else:
@@ -388,10 +388,10 @@ class Connection(Framing, asyncio.Protocol):
             self.transport.write(head)
 
     def _probe(self) -> None:
-        """Find out whether a client that ended its sending still reads.
+        """Learn whether a client that ended its sending still reads.
 
-        One that closed its socket looks the same until something is sent to it: then its system answers with a reset.
-        So send the first byte of the answer, which is the same for every answer, and look.
+        A client that closed its socket looks the same until we send something: then its system answers with a reset. So
+        send the first byte of the answer, which is the same for all answers, and look for a reset.
         """
         self._look = FIRST_LOOK
         self._enter(ANSWER, FIRST_LOOK)
@@ -404,7 +404,7 @@ class Connection(Framing, asyncio.Protocol):
         return hung_up(self.transport.get_extra_info("socket").fileno())
 
     def _make_room(self) -> bool:
-        """Close the connection that has waited longest for its next request; whether there was one."""
+        """Close the connection that has been idle for longest. Returns whether there was one."""
         idle = [connection for connection in self.server_state.connections if connection.state == IDLE]
         if idle:
             min(idle, key=lambda connection: connection.deadline)._close_now()
@@ -421,13 +421,13 @@ class Connection(Framing, asyncio.Protocol):
             self._refuse(TooManyConnections("the server has as many connections as it takes; try again"))
 
     def _refuse(self, error: RequestError) -> None:
-        """Answer what is not for the application to answer, and close."""
+        """Answer in place of the application, and close."""
         self.bounds.refused(error)
         if self.begun:
             started = self.cycle.response_started
             self._disconnect()
             if started:
-                self._close_now()  # there is no room for a second answer
+                self._close_now()  # part of an answer was sent, and a second one cannot follow it
                 return
         body = encode(described(error))
         fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
@@ -437,7 +437,7 @@ class Connection(Framing, asyncio.Protocol):
         self._linger()
 
     def _disconnect(self) -> None:
-        """The application's request is over, whatever it does."""
+        """Tell the application that the client is gone."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()

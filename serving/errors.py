@@ -1,14 +1,14 @@
-"""Every error a client can meet: its HTTP status, its code, and a message that says what to do about it.
+"""Every error that a client can get: its HTTP status, its code, and a message that says what to do.
 
-The HTTP interface turns each into `{"error": {"code": ..., "message": ...}}`. Whatever is raised here is about one
-request, or one image, and touches no other.
+The HTTP interface answers each as `{"error": {"code": ..., "message": ...}}`. Each is about one request or one image,
+and affects no other.
 """
 
 from __future__ import annotations
 
 from serving.text import printable
 
-# Characters; a message may repeat what a client sent, or what a library said of it.
+# Characters of a message, which may repeat what a client sent or what a library said about it.
 LONGEST = 1000
 
 CLOSING = "the server is shutting down; try again in a few seconds"
@@ -16,17 +16,17 @@ OUR_FAULT = "the server failed on this request; its log says why"
 
 
 class RequestError(Exception):
-    """Why one request, or one image of it, got no answer."""
+    """Why one request, or one image of it, was not answered."""
 
     status = 500
     code = "internal"
-    # Seconds after which trying again makes sense; None where it makes none.
+    # Seconds after which the client may try again; None if that would not help.
     retry_after: int | None = None
-    # The model that was asked, for the metrics; never the client's own words, which could be anything.
+    # The model that was asked, for the metrics. Never the client's own text, which could be anything.
     model = "unknown"
 
     def __init__(self, message: str = "") -> None:
-        """`message` is kept on one line and within `LONGEST`, whatever a client's text in it is."""
+        """`message` is made one line of at most `LONGEST` characters, because it may hold a client's text."""
         message = printable(message)
         super().__init__(message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}...")
 
@@ -40,7 +40,7 @@ class Unauthorized(RequestError):
 
 
 class NotFound(RequestError):
-    """The path is not one of ours."""
+    """The service has no such path."""
 
     status, code = 404, "not_found"
 
@@ -58,7 +58,7 @@ class MethodNotAllowed(RequestError):
 
 
 class SlowRequest(RequestError):
-    """The request itself took longer to arrive than a request may take."""
+    """The request took too long to arrive."""
 
     status, code = 408, "request_timeout"
 
@@ -76,7 +76,7 @@ class DamagedImage(RequestError):
 
 
 class LargeHead(RequestError):
-    """The request's line and header fields, before any of its body."""
+    """The request's line and header fields are too long."""
 
     status, code = 431, "head_too_large"
 
@@ -94,7 +94,7 @@ class Closing(RequestError):
 
 
 class NotReady(RequestError):
-    """Only `/readyz` says so: the models are loading, or the server is shutting down."""
+    """The models are loading, or the server is shutting down. Only `/readyz` answers this."""
 
     status, code = 503, "not_ready"
 
@@ -108,10 +108,10 @@ class DeadlinePassed(RequestError):
 
 
 class Unloadable(RequestError):
-    """A model that the store has and no engine here can run; what was loaded before still is."""
+    """The store has the model, but no engine here can run it. What was loaded before stays loaded."""
 
     status, code = 409, "unloadable_model"
 
 
 class InferenceFailed(RequestError):
-    """The engine failed, or something of ours did; the log has the traceback."""
+    """The engine failed, or Podium has a defect; the log has the traceback."""

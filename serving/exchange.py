@@ -1,6 +1,6 @@
-"""One request and its response in ASGI's terms: the id both carry, the upload, the JSON, the errors.
+"""One request and its response in ASGI's terms: its id, its body, the JSON and the errors that answer it.
 
-`Exchange` writes a response, `Upload` reads a body and knows whether it has ended.
+`Exchange` writes a response. `Upload` reads a body and knows whether it has ended.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Header = tuple[bytes, bytes]
 
 JSON = b"application/json"
 
-# How long a client that is answered before it has sent all may go on, so that it reads the answer.
+# Seconds that a client which is answered early may go on sending. If we closed at once, it could lose the answer.
 LINGER = 1.0
 
 
 class ClientGone(Exception):
-    """Nobody is left to answer."""
+    """The client has hung up."""
 
 
 class Raw(NamedTuple):
@@ -50,12 +50,12 @@ class Exchange:
 
     def __init__(self, send: Send, asked: bytes, bare: bool) -> None:
         self._send, self._bare = send, bare
-        # A client's own id goes back as it came, if it can stand in a header and in a log.
+        # A client's own id is repeated if it is safe in a header and in a log.
         self.id = asked.decode("ascii") if ID.fullmatch(asked) else new_id()
 
     async def reply(self, status: int, body: bytes, headers: Iterable[Header] = (), content_type: bytes = JSON) -> None:
         start = [(b"x-request-id", self.id.encode()), *headers]
-        if status != 304:  # which would have to give the length of what it does not send
+        if status != 304:  # its length would be that of the body which it does not send
             start.append((b"content-type", content_type))
             start.append((b"content-length", b"%d" % len(body)))
         await self._send({"type": "http.response.start", "status": status, "headers": start})
@@ -63,7 +63,7 @@ class Exchange:
 
 
 class Upload:
-    """`receive`, which remembers whether the body has come to its end."""
+    """`receive`, which remembers whether the body has ended."""
 
     def __init__(self, receive: Receive) -> None:
         self.receive = receive
@@ -76,9 +76,10 @@ class Upload:
         return message
 
     async def discard(self, most: int, expect: bytes) -> None:
-        """Read on for a moment, up to `most` bytes: a connection closed on a sender may lose it our answer.
+        """Read and drop what still comes, up to `most` bytes and `LINGER` seconds.
 
-        Not where the client's `Expect` header field says that it waits to be told: to read would tell it to send.
+        A client whose connection is closed while it sends may lose our answer. If its `Expect` header field says that
+        it waits for our permission to send, nothing is read, because reading would give the permission.
         """
         if expect.lower() == b"100-continue" and not self.begun:
             return
@@ -89,7 +90,7 @@ class Upload:
 
 
 def header(scope: Scope, name: bytes) -> bytes:
-    """The first header called `name` (lower case), b"" where there is none."""
+    """The first header called `name` (in lower case), b"" if there is none."""
     for key, value in scope["headers"]:
         if key == name:
             return bytes(value)
@@ -97,14 +98,14 @@ def header(scope: Scope, name: bytes) -> bytes:
 
 
 async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
-    """What `work` gives; it is cancelled, and `ClientGone` raised, when the client hangs up first."""
+    """The result of `work`. If the client hangs up first, `work` is cancelled and `ClientGone` raised."""
     this = asyncio.current_task()
     assert this is not None
     hung_up = False
 
     async def watch() -> None:
         nonlocal hung_up
-        await receive()  # the body is here whole, so that this is the end of the connection
+        await receive()  # the whole body has been read, so this returns when the connection ends
         hung_up = True
         this.cancel()
 
@@ -122,11 +123,11 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
 
 CLOSE: Header = (b"connection", b"close")
 
-# The status of what nobody reads: its client has hung up.
+# The status for a client that has hung up, as nginx has it. Only a proxy can read it.
 GONE = 499
 
 
-# What identifies a request in the log where its client does not.
+# Ids of requests that clients may choose themselves.
 ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -142,13 +143,13 @@ encode_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(
 
 def encode(answer: dict[str, Any]) -> bytes:
     """`answer` as JSON. Never raises: half of a surrogate pair is written as its escape, a number that is not finite as
-    null, and any other object as its text.
+    null, and an object that JSON does not know as its text.
     """
     try:
         text = encode_text(answer)
     except (ValueError, TypeError):
         text = encode_text(writable(answer))
-    # Python's escape of a surrogate, the one thing that UTF-8 cannot say, is also JSON's.
+    # A surrogate is the only thing that UTF-8 cannot encode. Python's escape of it is also JSON's.
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -163,7 +164,7 @@ def writable(value: Any) -> Any:
 
 
 def credentials(scope: Scope) -> bytes:
-    """The bearer token of the request; b"" if it has none, more than one, or another scheme.
+    """The bearer token of the request; b"" if it has none, several, or another scheme.
 
     The scheme's name may be written in any case (RFC 9110, 11.1).
     """

@@ -1,4 +1,4 @@
-"""What a request to classify asks for: images and parameters, out of its query and its multipart form."""
+"""What a request to classify asks for: images and parameters, from its query and its multipart form."""
 
 from __future__ import annotations
 
@@ -13,28 +13,20 @@ from serving.errors import BadRequest, TooLarge
 from serving.images import check_content_type
 from serving.text import quoted
 
-# A field that is not an image is a name or a number.
+# Bytes of a field that is not an image: a name or a number.
 LONGEST_FIELD = 1000
 
-
 LONGEST_HEAD = 8000
-
-
-LONGEST_BOUNDARY = 200  # the standard has 70
-
-
+LONGEST_BOUNDARY = 200  # the standard allows 70
 LONGEST_CONTENT_TYPE = 1000
 
-
-# Parts that are not images: few, so that a form of nothing but heads ends early.
+# Parts that are not images. They are few, so that a form that consists of part heads is refused early.
 MOST_FIELDS = 16
 
-
-# Header lines of a part, and parameters of a header: browsers and clients send three of each.
+# Header lines of a part, and parameters of a header. Browsers and clients send up to three of each.
 MOST_OPTIONS = 16
 
-
-# One parameter of a header (RFC 9110, 5.6.6). Begun where the one before it ended, so that a header is read once.
+# One parameter of a header (RFC 9110, 5.6.6). It is matched where the one before ended, so that a header is read once.
 OPTION = re.compile(rb'[ \t]*;[ \t]*([^\s;="]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))', re.DOTALL)
 
 
@@ -50,7 +42,7 @@ class Form:
 
     def add(self, name: str, value: str) -> None:
         if name not in FIELDS:
-            raise BadRequest(f"{quoted(name)} is no parameter; there are {', '.join(FIELDS)} and the field image")
+            raise BadRequest(f"{quoted(name)} is not a parameter; {', '.join(FIELDS)} and the field image are")
         if name in self.fields:
             raise BadRequest(f"{name} is given more than once")
         self.fields[name] = value
@@ -86,16 +78,16 @@ def one_image(form: Form) -> bytes:
 
 
 def multipart(body: bytes, boundary: bytes, form: Form, most_images: int) -> None:
-    """Fill `form` from a multipart body (RFC 7578), all of which is here: the ends of its parts are found by search.
+    """Fill `form` from a whole multipart body (RFC 7578). A search finds the ends of its parts.
 
-    Raises `BadRequest` for one that is broken, has other fields or too many.
+    Raises `BadRequest` if the form is broken, or has unknown fields or too many, and `TooLarge` for too many images.
     """
     if not 1 <= len(boundary) <= LONGEST_BOUNDARY:
         raise BadRequest(f"the multipart Content-Type has no boundary, or one over {LONGEST_BOUNDARY} characters")
     line = b"\r\n--" + boundary
     after = Boundaries(body, line, most_images + MOST_FIELDS).after
     cut_off = BadRequest("the multipart form is cut off before its last boundary")
-    # The first boundary may follow a preamble, and begins the body otherwise.
+    # The first boundary begins the body, or follows a preamble.
     at = len(line) - 2 if body.startswith(line[2:]) else after(0)[1]
     while at >= 0 and body[at : at + 2] != b"--":
         begin = body.find(b"\r\n", at)
@@ -127,14 +119,14 @@ def multipart(body: bytes, boundary: bytes, form: Form, most_images: int) -> Non
 class Boundaries:
     """The lines of a multipart body that begin with its boundary, at most `most` of them.
 
-    What only begins like the boundary is content, and costs as much to look at.
+    A line of content may begin like the boundary. It counts too, because to look at it costs as much.
     """
 
     def __init__(self, body: bytes, line: bytes, most: int) -> None:
         self.body, self.line, self.left = body, line, most
 
     def after(self, start: int) -> tuple[int, int]:
-        """Where the next one begins, from `start` on, and where what follows its boundary does; -1 for none."""
+        """Where the next boundary line at or after `start` begins, and where its boundary ends; (-1, -1) for none."""
         body, line = self.body, self.line
         while (found := body.find(line, start)) >= 0:
             if (left := self.left) == 0:
@@ -148,7 +140,7 @@ class Boundaries:
 
 @lru_cache(256)
 def declared(content_type: bytes) -> tuple[str, bytes]:
-    """What a Content-Type names, and its boundary if that is a form's."""
+    """The type that a Content-Type names, and its boundary if the type is a form's."""
     if len(content_type) > LONGEST_CONTENT_TYPE:
         raise BadRequest(f"the Content-Type is over {LONGEST_CONTENT_TYPE} bytes")
     kind = named(content_type)
@@ -156,9 +148,9 @@ def declared(content_type: bytes) -> tuple[str, bytes]:
     return kind, boundary
 
 
-@lru_cache(256)  # a client's forms differ in their pictures
+@lru_cache(256)  # the forms of one client differ only in their images
 def _part(head: bytes) -> tuple[str, str]:
-    """The name and the content type that a part's header lines give it; raises `BadRequest` if it has not one name."""
+    """The name and the content type in a part's header lines. Raises `BadRequest` unless there is exactly one name."""
     fields: dict[bytes, bytes] = {}
     for line in head[2:].split(b"\r\n", MOST_OPTIONS):
         key, _, value = line.partition(b":")
@@ -180,7 +172,7 @@ def named(value: bytes) -> str:
 def options(value: bytes) -> dict[bytes, bytes]:
     """The parameters of a header's value.
 
-    Raises `BadRequest` if one is there twice or cannot be read: a proxy might read another one than we.
+    Raises `BadRequest` if one is given twice or cannot be read: a proxy might read it in another way than we do.
     """
     found: dict[bytes, bytes] = {}
     at = len(value.partition(b";")[0])

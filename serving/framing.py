@@ -1,9 +1,9 @@
-"""Where a request begins and ends in a stream of bytes, without a doubt: what is ambiguous, or too long, is refused.
+"""Where a request begins and ends in a stream of bytes. What is ambiguous or too long is refused.
 
-httptools (llhttp) parses, and it is strict about what request smuggling lives on: a bare LF or CR, folded lines, spaces
-before a colon, more than one Content-Length, one beside Transfer-Encoding. What is left to say is said here. It cannot
-be stopped at a request's end, so it is given each request to its end and no further: an empty line ends a head, and a
-chunked body with its trailers; a body of known length ends with it.
+httptools (llhttp) parses. It refuses what request smuggling needs: a bare LF or CR, folded lines, spaces before a
+colon, several Content-Lengths, or one beside Transfer-Encoding. This module refuses the rest. The parser cannot stop at
+a request's end, so it is given each request up to its end and no byte more. An empty line ends a head, and a chunked
+body with its trailers. A body of known length ends by its length.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import httptools
 
 from serving.errors import BadRequest, LargeHead, RequestError
 
-# Bytes of a request's head, and of a line or the trailers of a chunked body; browsers and proxies stay below 16 kB.
+# Bytes of a request's head, and of a line or the trailers of a chunked body. Browsers and proxies send less than 16 kB.
 MAX_HEAD = 64 << 10
 
 EMPTY_LINE = b"\r\n\r\n"
 
-# Header fields that decide where a request ends and whose it is.
+# Header fields that decide where a request ends and which host it is for.
 DECISIVE = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
 
 
 class Framing:
-    """The request that comes in now. What inherits from it hears of it by `request_begins`, `body_comes`
-    and `request_ends`.
+    """The request that is being received. A subclass implements `request_begins`, `body_comes` and `request_ends`,
+    which are called as it comes in.
     """
 
     def __init__(self) -> None:
@@ -51,9 +51,9 @@ class Framing:
         raise NotImplementedError
 
     def take(self, data: bytes | bytearray, at: int) -> int:
-        """Parse what belongs to this request in `data` from `at` on, or a part of it; how many bytes that was.
+        """Parse what belongs to this request in `data` from `at` on, or a part of it. Returns how many bytes that was.
 
-        Raises `RequestError` for what is not a request to be answered.
+        Raises `RequestError` if this is not a request that we answer.
         """
         if self.begun and not self.chunked:
             portion = min(self.left, len(data) - at)
@@ -71,7 +71,7 @@ class Framing:
         return portion
 
     def _to_empty_line(self, data: bytes | bytearray, at: int) -> int:
-        """Bytes from `at` to behind the next empty line, else to the end; of a body no more than `MAX_HEAD`."""
+        """Bytes from `at` up to and with the next empty line, else to the end; in a body at most `MAX_HEAD`."""
         if self._last and (seam := (self._last + data[at : at + 3]).find(EMPTY_LINE)) >= 0:
             portion = seam + len(EMPTY_LINE) - len(self._last)
             self._last = b""
@@ -93,7 +93,9 @@ class Framing:
             raise ours if isinstance(ours, RequestError) else BadRequest(f"this is not HTTP/1.1: {error}") from None
 
     def _decline_upgrade(self) -> None:
-        """Go on as if the request had not asked for another protocol: the parser left its body to that protocol."""
+        """Go on as if the request had not asked for another protocol. The parser has left the body to that protocol, so
+        a new parser reads it.
+        """
         self._upgrades = False
         self.parser = httptools.HttpRequestParser(self)
         framing = b"Transfer-Encoding: chunked" if self.chunked else b"Content-Length: %d" % self.left
@@ -107,7 +109,7 @@ class Framing:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.begun:
-            return  # a trailer, which nobody asks for
+            return  # a trailer, which nothing reads
         name = name.lower()
         self.headers.append((name, value))
         if name in DECISIVE:
@@ -127,7 +129,7 @@ class Framing:
 
     def on_headers_complete(self) -> None:
         if self.begun:
-            return  # said again by `_decline_upgrade`
+            return  # the second head, which `_decline_upgrade` made
         version, method = self.parser.get_http_version(), self.parser.get_method().decode("ascii")
         if version not in ("1.1", "1.0"):
             raise BadRequest("the request's version must be HTTP/1.0 or HTTP/1.1")

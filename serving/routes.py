@@ -1,7 +1,7 @@
-"""Which request goes to which handler: its method, its path in the one spelling there is, and who may ask.
+"""Which request goes to which handler: its method, its path in the only spelling that counts, and who may ask.
 
-A path is matched as it was written, before any decoding. No path of ours needs a percent sign, so that a request which
-carries one names nothing: what stands between a client and us may decode, and we may not differ from it in the result.
+A path is matched as it was written, before any decoding. No path of ours needs a percent sign, so a path that has one
+is unknown. A proxy may decode paths, and then it and we must not understand two different ones.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from starlette.types import Receive, Scope
 from serving.errors import MethodNotAllowed, NotFound, RequestError
 from serving.exchange import Raw
 
-# Everybody; who has PODIUM_TOKEN, if it is set; who has PODIUM_ADMIN_TOKEN, which has to be set.
+# "open": everybody. "user": who sends PODIUM_TOKEN, or everybody if it is not set. "admin": who sends
+# PODIUM_ADMIN_TOKEN, or nobody if it is not set.
 Access = Literal["open", "user", "admin"]
 Method = Literal["GET", "POST"]
 Handler = Callable[[Scope, Receive, float], Awaitable[dict[str, Any] | Raw]]
 
-# What stands for NETWORK and VERSION in a path: the names that the model store allows. It would take upper case for
-# lower, which would be a second spelling.
+# What may stand in place of NETWORK and VERSION in a path: the names that the model store allows. The store takes upper
+# case for lower; we do not, because that would be a second spelling.
 NAME = r"[a-z0-9](?:[-._a-z0-9]{0,61}[a-z0-9])?"
 PARAMETER = re.compile(r"\b(NETWORK|VERSION)\b")
 
 
 @dataclass(frozen=True)
 class Route:
-    """One method of one path. GET answers HEAD too."""
+    """One method of one path, who may use it, and what answers. A GET route answers HEAD too."""
 
     method: Method
     path: str
@@ -39,7 +40,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A path with its routes by method; without any, it is the endpoint of every path that is not ours."""
+    """A path with its routes by method. The endpoint without routes stands for every unknown path."""
 
     path: str
     methods: dict[str, Route]
@@ -56,7 +57,7 @@ class Endpoint:
 
 
 class Routes:
-    """A table of routes, and which of them a request means."""
+    """A table of routes, and the search in it."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self.endpoints: dict[str, Endpoint] = {}
@@ -80,7 +81,7 @@ class Routes:
             yield from (route for method, route in endpoint.methods.items() if method == route.method)
 
     def find(self, path: str, scope: Scope) -> Endpoint:
-        """The endpoint of a path as it was written; the names in it go into the scope's `path_params`."""
+        """The endpoint of a path as it was written. The names in the path go into `scope["path_params"]`."""
         if (exact := self._exact.get(path)) is not None:
             return exact
         for pattern, endpoint in self._patterns:
@@ -91,6 +92,6 @@ class Routes:
 
 
 def written(scope: Scope) -> str:
-    """The request's path as it was written; for a server that does not give it, the decoded one."""
+    """The request's path as it was written, or the decoded one if the server does not give it."""
     raw: bytes | None = scope.get("raw_path")
     return scope["path"] if raw is None else raw.decode("latin-1")

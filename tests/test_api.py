@@ -190,7 +190,7 @@ def test_health_follows_start_and_shutdown(tiny: Artifact) -> None:
         ("/classify?top_k=٣", "whole number"),
         ("/classify?top_k=1&top_k=2", "more than once"),
         ("/classify?model=tiny&model=tiny", "more than once"),
-        ("/classify?topk=3", "'topk' is no parameter"),
+        ("/classify?topk=3", "'topk' is not a parameter"),
         ("/classify?model=%ff", "cannot be read"),
         ("/classify?" + "&".join(f"a{i}=1" for i in range(50)), "cannot be read"),
         ("/compare?model=tiny", "leave model out"),

@@ -459,7 +459,7 @@ def test_workers_have_stalled_once_an_engine_call_or_all_decoders_do_not_end() -
             now += 9
             assert not workers.stalled(10)
             now += 2
-            assert workers.stalled(10) == "the engine has been at one batch for more than 10 s"
+            assert workers.stalled(10) == "the engine has been running one batch for more than 10 s"
             gate.passage.set()
             await running
             await until(lambda: not workers.stalled(10))
@@ -468,7 +468,7 @@ def test_workers_have_stalled_once_an_engine_call_or_all_decoders_do_not_end() -
             for _ in stuck:
                 await asyncio.to_thread(slow.entered.acquire)
             now += 11
-            assert workers.stalled(10) == "every worker has been at one image for more than 10 s"
+            assert workers.stalled(10) == "every worker has been busy with one image for more than 10 s"
             slow.passage.set()
             await asyncio.gather(*stuck)
             await until(lambda: not workers.stalled(10))
