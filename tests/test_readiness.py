@@ -53,7 +53,7 @@ def test_readyz_fails_while_every_decoder_is_stuck_and_recovers(
             await stuck.all_busy()
             assert (await client.get("/readyz")).status_code == 200
             now += 21
-            assert is_error(await client.get("/readyz"), 503, "not_ready", "every worker has been at one image")
+            assert is_error(await client.get("/readyz"), 503, "not_ready", "every worker has been busy with one image")
             assert (await client.get("/v2/health/ready")).status_code == 503
             assert (await client.get("/livez")).status_code == 200
             stuck.passage.set()
@@ -81,7 +81,7 @@ def test_readyz_fails_while_the_engine_is_stuck(tiny: Artifact, monkeypatch: pyt
             asked = post(client, jpeg())
             await asyncio.to_thread(entered.wait)
             now += 11
-            assert is_error(await client.get("/readyz"), 503, "not_ready", "the engine has been at one batch")
+            assert is_error(await client.get("/readyz"), 503, "not_ready", "the engine has been running one batch")
             passage.set()
             assert (await asked).status_code == 200
             await until(lambda: not serving.unready())
