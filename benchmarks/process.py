@@ -1,66 +1,124 @@
-"""A child process: started, asked, timed out and ended."""
+"""Child processes: one protocol to ask them questions, and how they are ended.
+
+A question is a line of JSON on the child's stdin, `{"ask": NAME, ...}`. The answer is a line on its stdout,
+`{"answer": ...}` or `{"failed": REASON, "kind": KIND}`. `Child` asks; `answer` is the loop of the other process.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from types import MappingProxyType
+from typing import IO, Any
 
 from benchmarks.records import Failed, FailureKind
+from models.console import Failure
 
 ROOT = Path(__file__).parents[1]
-
-# A child that has not answered by then hangs: engines need minutes to compile the largest networks, not more.
-PATIENCE_S = 900.0
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class PassError(Exception):
-    """A pass gave no result; the message is the reason that the record will give."""
+class PassError(Failure):
+    """A question got no answer; the message is the reason that a record will give."""
 
     def __init__(self, kind: FailureKind, reason: str) -> None:
         super().__init__(reason)
         self.failed = Failed(kind, reason)
 
 
-def in_child(job: Mapping[str, Any]) -> dict[str, Any]:
-    """What a fresh process answers to `job`; `PassError` when it fails, dies or hangs."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
-    killed_before = oom_kills()
-    try:
-        child = subprocess.run(
-            [sys.executable, "-m", "benchmarks.engine.child"],
-            input=json.dumps(job), capture_output=True, text=True, timeout=PATIENCE_S, env=environment, check=False,
+class Late(PassError):
+    """No answer came in time, and the process was ended."""
+
+
+class Child:
+    """A process that answers questions. The first question starts it, and so does the next one after it has ended."""
+
+    def __init__(self, module: str, *arguments: str, variables: Mapping[str, str] = NOTHING) -> None:
+        """`module` calls `answer` when it is run with `arguments`; `variables` are added to its environment."""
+        self._command = [sys.executable, "-m", module, *arguments]
+        self._variables = variables
+        self._running: subprocess.Popen[str] | None = None
+        self._errors: IO[str] | None = None
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def ask(self, name: str, question: Mapping[str, Any] = NOTHING, within: float | None = None) -> Any:
+        """The answer, waited for in a blocking call. Raises `Late` after `within` seconds, else `PassError`."""
+        kills = oom_kills()
+        running = self._running or self._start()
+        assert running.stdin is not None
+        assert running.stdout is not None
+        with suppress(BrokenPipeError):  # it ended after its last answer; `_ended` tells how
+            print(json.dumps({"ask": name, **question}), file=running.stdin, flush=True)
+        with selectors.DefaultSelector() as selector:
+            selector.register(running.stdout, selectors.EVENT_READ)
+            if not selector.select(None if within is None else max(0.0, within)):
+                self.end()
+                raise Late("process", f"the {name} pass gave no answer within {within:g} s")
+        line = running.stdout.readline()
+        if not line.endswith("\n"):  # it ended, perhaps in the middle of a line
+            raise self._ended(name, running, kills)
+        reply = json.loads(line)
+        if "failed" in reply:
+            raise PassError(reply["kind"], reply["failed"])
+        return reply["answer"]
+
+    def end(self) -> None:
+        """End the process at once, because what it holds is not needed any more."""
+        if self._running is None or self._errors is None:
+            return
+        running, self._running = self._running, None
+        running.kill()
+        running.wait()
+        for pipe in (running.stdin, running.stdout, self._errors):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._errors = TemporaryFile("w+", errors="replace")  # noqa: SIM115, `end` closes it
+        self._running = subprocess.Popen(
+            self._command, env=environment(self._variables), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
         )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise PassError("process", f"the {job['pass']} pass gave no answer within {PATIENCE_S:g} s") from error
-    if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
-        # Nobody but the kernel, or who watches over a container's memory, sends SIGKILL to a child of ours.
-        memory = child.returncode == -signal.SIGKILL or oom_kills() > killed_before
-        if memory:
-            raise PassError("memory", f"memory ended in the {job['pass']} pass ({name})")
-        raise PassError("process", f"{name} in the {job['pass']} pass")
-    try:
-        answer: dict[str, Any] = json.loads(child.stdout)
-    except ValueError as error:
-        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        raise PassError("process", f"{job['pass']} pass, exit status {child.returncode}: {last}") from error
-    if "failed" in answer:
-        raise PassError(answer["kind"], answer["failed"])
-    return answer
+        return self._running
+
+    def _ended(self, name: str, running: subprocess.Popen[str], kills: int) -> PassError:
+        """Why the process ended in the middle of a question."""
+        status = running.wait()
+        assert self._errors is not None
+        self._errors.seek(0)
+        last = (self._errors.read().strip().splitlines() or [""])[-1]
+        self.end()
+        # Only the kernel, or whatever watches the memory of a container, sends SIGKILL to a child of ours.
+        if status == -signal.SIGKILL or (status < 0 and oom_kills() > kills):
+            return PassError("memory", f"memory ended in the {name} pass ({signal.Signals(-status).name})")
+        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        return PassError("process", f"{how} in the {name} pass" + f": {last}" * bool(last))
+
+
+def environment(more: Mapping[str, str] = NOTHING) -> dict[str, str]:
+    """The environment of a process that imports our modules, wherever it runs."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, **more, "PYTHONPATH": path}
 
 
 def oom_kills() -> int:
-    """How often the kernel has ended a process of this container for want of memory."""
+    """How often the kernel has ended a process of this container because memory ran out."""
     try:
         lines = Path("/sys/fs/cgroup/memory.events").read_text().splitlines()
     except OSError:
@@ -68,69 +126,34 @@ def oom_kills() -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
 
-class Stopped(Exception):
-    """The run was told to end: by its budget or by a signal."""
-
-    def __init__(self, reason: str, status: int) -> None:
-        super().__init__(reason)
-        self.status = status
+Answers = Mapping[str, Callable[[Any], object]]
 
 
-class Child:
-    """The process that measures, started when it is first asked, and again after it failed."""
+def answer(answers: Answers) -> int:
+    """Answer every question on stdin with the function of its name; the exit status of the process."""
+    # What engines print goes to stderr, so that stdout carries the answers alone.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    # If memory runs out, let the kernel end this process first.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    for line in sys.stdin:
+        question = json.loads(line)
+        print(json.dumps(attempt(question.pop("ask"), question, answers)), file=replies, flush=True)
+    return 0
 
-    def __init__(self, device: str, threads: int, files: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """`files` is a folder for what engines are made from, which outlives a child."""
-        self.device, self._clock = device, clock
-        self._always = {"device": device, "threads": threads, "files": str(files)}
-        self._running: subprocess.Popen[str] | None = None
 
-    def ask(self, job: dict[str, Any], deadline: float) -> dict[str, Any]:
-        """The answer to `job`; `PassError` where it failed, `Stopped` where none came by `deadline`."""
-        running = self._running or self._start()
-        assert running.stdin is not None
-        assert running.stdout is not None
-        with suppress(BrokenPipeError):  # it died since it last answered: told below
-            print(json.dumps(job | self._always), file=running.stdin, flush=True)
-        with selectors.DefaultSelector() as selector:
-            selector.register(running.stdout, selectors.EVENT_READ)
-            if not selector.select(max(0.0, deadline - self._clock())):
-                self.end()
-                raise Stopped("the time budget ended", 0)
-        line = running.stdout.readline()
-        if not line.endswith("\n"):  # it ended, perhaps in the middle of a word
-            status = running.wait()
-            self.end()
-            if status == -signal.SIGKILL:
-                raise PassError("memory", f"memory ended in the {job['pass']} pass (SIGKILL)")
-            name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-            raise PassError("process", f"{name} in the {job['pass']} pass; its last words are above")
-        found: dict[str, Any] = json.loads(line)
-        if "failed" in found:
-            if self.device != "cpu":
-                self.end()  # after an error of CUDA's everything else fails too
-            raise PassError(found["kind"], found["failed"])
-        return found
-
-    def end(self) -> None:
-        """End the process at once; what it holds is of no use any more."""
-        if self._running is None:
-            return
-        running, self._running = self._running, None
-        running.kill()
-        running.wait()
-        for pipe in (running.stdin, running.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
-
-    def _start(self) -> subprocess.Popen[str]:
-        here = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
-        self._running = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.engine.gpu_passes"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=here,
-        )  # fmt: skip
-        return self._running
+def attempt(name: str, question: Any, answers: Answers) -> dict[str, object]:
+    """The reply to one question."""
+    try:
+        return {"answer": answers[name](question)}
+    except MemoryError:
+        return {"kind": "memory", "failed": f"memory ended in the {name} pass"}
+    except Exception as error:  # whatever an engine raises becomes the reason
+        message = " ".join(str(error).split()) or type(error).__name__
+        if re.search(r"bad.?alloc|out of memory|failed to allocate", message, re.IGNORECASE):
+            return {"kind": "memory", "failed": f"memory ended in the {name} pass: {message}"}
+        return {"kind": "engine", "failed": message}
 
 
 def free_port() -> int:

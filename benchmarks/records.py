@@ -91,6 +91,14 @@ class Power(Conditions):
     trial_w: NotRequired[list[float]]
 
 
+class IdlePower(Conditions):
+    """What a device draws before a run puts anything on it; `reason` says why that is not known."""
+
+    source: str
+    reason: str | None
+    idle_w: float | None
+
+
 class Device(TypedDict):
     """Times on the GPU alone, without copies."""
 
@@ -319,8 +327,8 @@ class Environment(TypedDict, total=False):
     images: int
     photographs: int
     mode: str
-    power: dict[str, Any]
-    device: dict[str, Any]
+    power: IdlePower
+    device: dict[str, str | int | None]
     rates: dict[str, float | None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,9 @@ from benchmarks import environment, process, rates, records
 from benchmarks.__main__ import main
 from benchmarks.advise import queueing
 from benchmarks.engine import cells as measure
+from benchmarks.engine import contenders as engines
 from benchmarks.engine import passes as child
 from benchmarks.engine import power, scenarios, torch_engine
-from benchmarks.engine import sides as engines
 from serving.artifact import Artifact
 
 # Long enough to pass through every branch, too short to wait for.
@@ -46,9 +47,9 @@ def answers(
     """Children replaced by `answer`; the jobs they were given."""
     jobs: list[dict[str, Any]] = []
 
-    def in_child(job: dict[str, Any]) -> dict[str, Any]:
-        jobs.append(job)
-        return answer(job)
+    def in_child(name: str, job: dict[str, Any]) -> dict[str, Any]:
+        jobs.append({"pass": name, **job})
+        return answer(jobs[-1])
 
     monkeypatch.setattr(measure, "in_child", in_child)
     return jobs
@@ -149,20 +150,42 @@ def test_larger_batches_are_not_tried_where_memory_ended(tiny: Artifact, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"),
+    ("code", "kind", "reason"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "memory ended in the latency pass (SIGKILL)"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGABRT)", "SIGABRT in the latency pass"),
-        ("import sys; sys.exit('no such thing')", "latency pass, exit status 1: no such thing"),
+        ("import os; os.kill(os.getpid(), 9)", "memory", "memory ended in the latency pass (SIGKILL)"),
+        ("import os; os.kill(os.getpid(), 6)", "process", "SIGABRT in the latency pass"),
+        ("import sys; sys.exit('no such thing')", "process", "exit status 1 in the latency pass: no such thing"),
     ],
 )
-def test_a_child_that_dies_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, reason: str) -> None:
+def test_a_child_that_dies_says_how(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, kind: str, reason: str
+) -> None:
     (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}"\n')
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(process.PassError) as error:
-        process.in_child({"pass": "latency"})
-    assert str(error.value) == reason
+        measure.in_child("latency", {})
+    assert str(error.value) == reason and error.value.failed.kind == kind
+
+
+def test_the_weighed_process_holds_no_engine_before_it_is_asked() -> None:
+    heavy = {"torch", "onnxruntime", "openvino", "tensorrt", "matplotlib", "aiohttp", "rich"}
+    code = "import sys, benchmarks.engine.child; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not heavy & {*done.stdout.split()}
+
+
+def test_a_child_answers_more_than_once_and_starts_again_after_its_end() -> None:
+    with process.Child("benchmarks.engine.child") as child:
+        for name in ("latency", "memory"):
+            with pytest.raises(process.PassError, match=r"'(settings|batch)'") as error:
+                child.ask(name, {"folder": "nowhere", "version": "1"}, within=60)
+            assert error.value.failed.kind == "engine"
+        child.end()
+        with pytest.raises(process.Late, match="latency pass gave no answer within 0 s"):
+            child.ask("latency", within=0)
+        with pytest.raises(process.PassError, match="'settings'"):
+            child.ask("latency", within=60)
 
 
 def test_a_child_out_of_memory_is_told_from_other_failures(
@@ -177,7 +200,7 @@ def test_a_child_out_of_memory_is_told_from_other_failures(
         def fail(job: dict[str, Any], error: Exception = error) -> dict[str, Any]:
             raise error
 
-        assert child.attempt({"pass": "memory"}, {"memory": fail}) == {"kind": kind, "failed": reason}
+        assert process.attempt("memory", {}, {"memory": fail}) == {"kind": kind, "failed": reason}
 
 
 def test_interrupting_keeps_what_was_measured_and_a_second_run_resumes(
@@ -531,9 +554,10 @@ def test_engines_take_turns_and_their_figure_is_the_median(
     asked: list[str] = []
 
     @contextmanager
-    def process(work: dict[str, Any]) -> Iterator[Callable[[int], float]]:
-        def ask(batch: int) -> float:
-            asked.append(work["engine"])
+    def process(work: dict[str, Any]) -> Iterator[Callable[[str, int, float], float]]:
+        def ask(name: str, batch: int, seconds: float) -> float:
+            if name == "time":
+                asked.append(work["engine"])
             return float(len(asked))
 
         yield ask

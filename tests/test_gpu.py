@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,8 +82,6 @@ def test_a_wrong_engine_is_a_usage_error(asked: tuple[str, ...], message: str) -
 class Answers:
     """Ten seconds a cell, twenty a power pass; `fail` gives the message of a pass that fails."""
 
-    device = "cuda"
-
     def __init__(self, path: Path) -> None:
         self.path, self.now, self.jobs = path, 0.0, list[dict[str, Any]]()
         self.fail: dict[tuple[Any, ...], str] = {}
@@ -95,21 +93,22 @@ class Answers:
     def end(self) -> None:
         self.ended += 1
 
-    def ask(self, job: dict[str, Any], deadline: float) -> dict[str, Any]:
+    def ask(self, name: str, question: Mapping[str, Any], within: float | None) -> dict[str, Any]:
+        job, began = {"pass": name, **question}, self.now
         # Whatever happens now, the file on the disk is whole and says of every cell what is known of it.
         found = records.read(self.path)["records"]
         assert all(item["status"] == "ok" or item["status"].startswith("failed: ") for item in found)
         self.jobs.append(job)
         self.now += {"cell": 10.0, "power": 20.0}.get(job["pass"], 0.0)
-        if self.now > deadline:
-            raise process.Stopped("the time budget ended", 0)
+        if within is not None and self.now - began > within:
+            raise process.Late("process", "no answer")
         if message := self.fail.get((job["pass"], job["network"], job.get("batch"))):
             raise process.PassError("memory" if message.startswith("memory ended") else "engine", message)
         if job["pass"] == "check":
             wrong = self.fail.get(("answers", job["network"], None))
             return {"verdict": "fail" if wrong else "pass", "failures": [wrong], "cosine": 0.99}
         if job["pass"] == "power":
-            return records.no_power("") | {"source": "nvml", "reason": None, "net_w": 400.0, "mean_w": 470.0}
+            return {**records.no_power(""), "source": "nvml", "reason": None, "net_w": 400.0, "mean_w": 470.0}
         memory = {"weights": 1.0, "peak_rss": None, "peak_gpu": 100.0 + job["batch"], "activations": None}
         batch = job["batch"]
         return {
@@ -130,7 +129,7 @@ def made(
 ) -> tuple[gpu.Run, Answers]:
     child = Answers(path)
     tasks = gpu_plan.plan(networks, [MAIN], (256, 1), metered=True)
-    run = gpu.Run(path, dict(HERE), gpu.LOOK, "untrained", tasks, budget, child.clock)
+    run = gpu.Run(path, dict(HERE), gpu.LOOK, "untrained", tasks, budget, clock=child.clock)
     run.write()
     return run, child
 
@@ -161,7 +160,7 @@ def test_a_whole_run_gives_records_by_the_contract(tmp_path: Path, capsys: pytes
 
 def test_a_run_over_its_budget_keeps_what_it_has_and_names_the_rest(tmp_path: Path) -> None:
     run, child = made(tmp_path / "gpu.json", budget=45.0)
-    with pytest.raises(process.Stopped):
+    with pytest.raises(gpu.Stopped):
         run.go(child, 70.0)
     run.finish("the time budget of 45 s ended")
     found = state(run.path)
@@ -175,14 +174,14 @@ def test_a_run_over_its_budget_keeps_what_it_has_and_names_the_rest(tmp_path: Pa
 
 def test_a_power_pass_is_not_begun_that_cannot_end(tmp_path: Path) -> None:
     run, child = made(tmp_path / "gpu.json", budget=20.0 + gpu.LOOK.trials * gpu.LOOK.window_s - 1)
-    with pytest.raises(process.Stopped):
+    with pytest.raises(gpu.Stopped):
         run.go(child, 70.0)
     assert [job["pass"] for job in child.jobs] == ["check", "cell", "cell"]
 
 
 def test_a_second_run_goes_on_where_the_first_ended(tmp_path: Path) -> None:
     run, child = made(tmp_path / "gpu.json", budget=45.0)
-    with pytest.raises(process.Stopped):
+    with pytest.raises(gpu.Stopped):
         run.go(child, 70.0)
     run.finish("it ended")
     again, child = made(tmp_path / "gpu.json")
@@ -244,24 +243,22 @@ def test_a_power_pass_that_fails_costs_the_cell_only_its_power(tmp_path: Path) -
 def test_a_child_that_dies_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, reason: str) -> None:
     (tmp_path / "python").write_text(f'#!/bin/sh\nread line\nexec {sys.executable} -c "{code}"\n')
     (tmp_path / "python").chmod(0o755)
-    monkeypatch.setattr(gpu.sys, "executable", str(tmp_path / "python"))
-    child = process.Child("cpu", 1, tmp_path)
-    with pytest.raises(process.PassError, match=reason):
-        child.ask({"pass": "cell"}, time.monotonic() + 60)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with process.Child("benchmarks.engine.gpu_passes") as child, pytest.raises(process.PassError, match=reason):
+        child.ask("cell", within=60)
 
 
 def test_a_child_that_does_not_answer_ends_with_the_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "python").write_text("#!/bin/sh\nread line\nexec sleep 600\n")
     (tmp_path / "python").chmod(0o755)
-    monkeypatch.setattr(gpu.sys, "executable", str(tmp_path / "python"))
-    child = process.Child("cpu", 1, tmp_path)
-    with pytest.raises(process.Stopped, match="budget ended"):
-        child.ask({"pass": "cell"}, time.monotonic() + 0.05)
-    child.end()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    run, _ = made(tmp_path / "gpu.json", budget=0.05)
+    with process.Child("benchmarks.engine.gpu_passes") as child, pytest.raises(gpu.Stopped, match="budget ended"):
+        run.ask(child, "cell", {})
 
 
 def job(what: str, **more: Any) -> dict[str, Any]:
-    settings = {"warmup_s": 0.01, "measure_s": 0.01, "fewest": 3, "most": 20, "window_s": 5.0, "trials": 1}
+    settings = asdict(replace(gpu.QUICK, warmup_s=0.01, measure_s=0.01, most=20))
     return {
         "pass": what, "network": "lenet5", "engine": "torch", "precision": "fp32", "weights": "untrained",
         "settings": settings, "batches": [1, 4], "batch": 4,

@@ -8,35 +8,19 @@ Decoding a photograph is not in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from benchmarks import records
+from benchmarks.engine.passes import CellJob, Latency, PassJob, ScenarioJob, Settings
 from benchmarks.engine.power import SensorError, sensor_for
-from benchmarks.process import PassError, in_child
+from benchmarks.engine.session import MemoryEnded
+from benchmarks.process import Child, PassError
 from benchmarks.records import Failed, ScenarioName
 from models import SPECS
 from serving.artifact import Artifact
 from serving.runtime import available, choose
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How long to look. Times are in seconds."""
-
-    name: str
-    starts: int  # fresh processes that time the same cell
-    warmup_s: float  # at most; warm-up ends when windows agree
-    measure_s: float  # at least, in each start
-    limit_s: float  # at most, in each start, unless fewer than `fewest` calls fit
-    calls: int  # at least, in each start, if `limit_s` allows
-    fewest: int  # at least, in each start, whatever it takes
-    most: int  # at most, in each start: every value is kept, and the smallest network makes 50,000 a second
-    idle_s: float
-    window_s: float
-    trials: int
-
 
 # Full: three starts, because two processes of one network differ by more than the calls of one process.
 # Brief: the same with shorter looks, so that sixty cells take two cores less than a quarter of an hour.
@@ -44,6 +28,10 @@ class Settings:
 FULL = Settings("full", 3, 3.0, 3.0, 8.0, 30, 3, 3000, idle_s=10.0, window_s=5.0, trials=3)
 BRIEF = Settings("brief", 3, 1.0, 1.0, 2.0, 20, 2, 3000, idle_s=10.0, window_s=5.0, trials=1)
 QUICK = Settings("quick", 1, 0.5, 0.6, 2.0, 10, 3, 1000, idle_s=2.0, window_s=5.0, trials=1)
+
+
+# A child that has not answered by then hangs: engines need minutes to compile the largest networks, not more.
+PATIENCE_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -103,30 +91,32 @@ def cells(
     return found
 
 
+Measured = records.Cell | records.Scenario
+
+
 def measure_all(
     wanted: Sequence[Cell], settings: Settings, threads: int, seen: Set[object] = frozenset()
-) -> Iterator[records.Cell | records.Scenario]:
-    """A record for every cell, in order, as each is finished; keys in `seen` are passed over.
+) -> Iterator[Measured]:
+    """A record for every cell, in order, as each is finished; those whose keys are in `seen` are left out.
 
     After a cell that ran out of memory, the larger batches of the same graph are recorded as failed without a try.
     """
-    exhausted: dict[tuple[str, str, str], int] = {}
+    memory = MemoryEnded()
     for cell in wanted:
-        described = describe(cell, threads, settings)
-        if records.key(described) in seen:
+        item = describe(cell, threads, settings)
+        if records.key(item) in seen:
             continue
         graph = (cell.artifact.tag, cell.engine, cell.precision)
-        if graph in exhausted:
-            records.fail(described, Failed("skipped", f"not tried, memory ended at batch {exhausted[graph]}"))
-            yield described
-            continue
-        record = measure(cell, described, settings, threads)
-        if cell.batch is not None and record["failure"] == "memory":
-            exhausted[graph] = cell.batch
-        yield record
+        try:
+            memory.check(graph, cell.batch)
+            measure(cell, item, settings, threads)
+        except PassError as error:
+            records.fail(item, error.failed)
+            memory.note(graph, cell.batch, error.failed)
+        yield item
 
 
-def describe(cell: Cell, threads: int, settings: Settings) -> records.Cell | records.Scenario:
+def describe(cell: Cell, threads: int, settings: Settings) -> Measured:
     """The record of `cell` before anything is measured: what it is, from the manifest and the networks' table."""
     manifest = cell.artifact.manifest
     row = SPECS.get(cell.artifact.architecture or "")
@@ -182,48 +172,48 @@ def optional(value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
-def measure(
-    cell: Cell, described: records.Cell | records.Scenario, settings: Settings, threads: int
-) -> records.Cell | records.Scenario:
-    """The three passes of one cell; a pass that fails makes the record "failed: reason" and keeps what was measured."""
-    job = {
+def measure(cell: Cell, item: Measured, settings: Settings, threads: int) -> None:
+    """The passes of one cell into its record; `PassError` if one fails, and `item` keeps what was measured before."""
+    common: PassJob = {
         "folder": str(cell.artifact.folder),
         "version": cell.artifact.version,
         "engine": cell.engine,
         "precision": cell.precision,
-        "batch": cell.batch,
         "threads": threads,
         "settings": asdict(settings),
     }
-    record = described
-    try:
-        if record["kind"] == "scenario":
-            assert cell.scenario is not None
-            return in_scenario(cell.scenario, record, {**job, "max_batch": cell.artifact.manifest.get("max_batch", 64)})
-        starts = [in_child({**job, "pass": "latency"}) for _ in range(settings.starts)]
-        images = record["batch"] * sum(len(start["values"]) for start in starts)
-        latency = records.latency([start["values"] for start in starts])
-        record["latency_ms"] = {**latency, "warm": all(start["warm"] for start in starts)}
-        record["throughput_img_s"] = images / sum(start["wall_s"] for start in starts)
-        record["cpu_seconds_per_image"] = sum(start["cpu_s"] for start in starts) / images
-        record["memory_mb"] = cast(records.Memory, in_child({**job, "pass": "memory"}))
-        record["power"] = power(job)
-        record["status"], record["failure"] = "ok", None
-    except PassError as error:
-        records.fail(record, error.failed)
-    return record
+    if item["kind"] == "scenario":
+        assert cell.scenario is not None
+        in_scenario(cell.scenario, item, common, cell.artifact.manifest.get("max_batch", 64))
+        return
+    job: CellJob = {**common, "batch": item["batch"]}
+    starts: list[Latency] = [in_child("latency", job) for _ in range(settings.starts)]
+    images = item["batch"] * sum(len(start["values"]) for start in starts)
+    latency = records.latency([start["values"] for start in starts])
+    item["latency_ms"] = {**latency, "warm": all(start["warm"] for start in starts)}
+    item["throughput_img_s"] = images / sum(start["wall_s"] for start in starts)
+    item["cpu_seconds_per_image"] = sum(start["cpu_s"] for start in starts) / images
+    item["memory_mb"] = in_child("memory", job)
+    item["power"] = power(job)
+    item["status"], item["failure"] = "ok", None
 
 
-def in_scenario(spec: ScenarioSpec, described: records.Scenario, job: Mapping[str, Any]) -> records.Scenario:
+def in_scenario(spec: ScenarioSpec, item: records.Scenario, common: PassJob, max_batch: int) -> None:
     from benchmarks.engine import scenarios
 
-    answer = in_child({**job, "pass": "scenario", "scenario": spec.name, "slo_ms": spec.slo_ms})
-    return scenarios.record(described, answer, spec.slo_ms)
+    job: ScenarioJob = {**common, "scenario": spec.name, "slo_ms": spec.slo_ms, "max_batch": max_batch}
+    scenarios.fill(item, in_child("scenario", job), spec.slo_ms)
 
 
-def power(job: Mapping[str, Any]) -> records.Power:
-    """The power pass where a sensor moves; elsewhere nulls and the reason, at no cost."""
-    engine = str(job["engine"])
+def in_child(name: str, job: PassJob) -> Any:
+    """The answer of a fresh process to one pass."""
+    with Child("benchmarks.engine.child") as child:
+        return child.ask(name, job, PATIENCE_S)
+
+
+def power(job: CellJob) -> records.Power:
+    """The power pass if a sensor moves; else nulls and the reason, at no cost."""
+    engine = job["engine"]
     if engine not in _SENSORS:
         try:
             sensor_for(engine)
@@ -231,7 +221,10 @@ def power(job: Mapping[str, Any]) -> records.Power:
         except SensorError as error:
             _SENSORS[engine] = str(error)
     reason = _SENSORS[engine]
-    return records.no_power(reason) if reason else cast(records.Power, in_child({**job, "pass": "power"}))
+    if reason:
+        return records.no_power(reason)
+    answer: records.Power = in_child("power", job)
+    return answer
 
 
 # Per engine, why its sensor cannot be read; None where it can. Asked once: a machine does not grow a sensor.

@@ -6,21 +6,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from benchmarks import records
 from benchmarks.environment import warn_if_busy
 from benchmarks.records import RESULTS, default_path
 from models import SETS, console
-from models.console import (
-    Commands,
-    Failure,
-    Usage,
-    natural,
-    positive,
-    positive_integers,
-    words,
-)
+from models.console import Commands, Usage, natural, positive, positive_integers, words
+
+if TYPE_CHECKING:
+    from serving.artifact import Artifact
 
 
 def add(commands: Commands) -> None:
@@ -77,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
     from benchmarks import environment
     from benchmarks.engine import cells as measure
     from benchmarks.engine import scenarios
+    from benchmarks.engine.session import Session, earlier, judge
     from serving.runtime import ENGINES, cores
 
     for engine in options.engine or ():
@@ -96,46 +92,42 @@ def run(options: argparse.Namespace) -> int:
     )
     if not wanted:
         raise Usage("no exported file fits --engine and --precision here; `python -m export list` shows what there is")
+    threads = options.threads or cores()
     here: records.Environment = {**environment.describe(options.threads), "settings": settings.name}
     path = options.out or default_path(environment.machine(here), "-quick" if options.quick else "")
     warn_if_busy(here)
-    done = [] if options.fresh else earlier(path, here)
-    seen = {records.key(item) for item in done if records.measured(item)}
-    ours = {records.key(measure.describe(cell, options.threads or cores(), settings)) for cell in wanted}
-    if already := len(ours & seen):
-        print(f"{already} of {len(wanted)} are in {path} already; --fresh measures them again", file=sys.stderr)
-    todo = len(ours - seen)
+    session = Session(path, here, () if options.fresh else earlier(path, here))
+    ours = [records.key(measure.describe(cell, threads, settings)) for cell in wanted]
+    seen = {key for key in ours if key in session.items and records.measured(session.items[key])}
+    if seen:
+        print(f"{len(seen)} of {len(wanted)} are in {path} already; --fresh measures them again", file=sys.stderr)
     # The file exists from the start: what cannot be written is known before an hour of measuring, not after.
-    records.write(path, records.document(here, done))
+    session.write()
     try:
-        with console.Bar("measuring", todo) as bar:
-            for item in measure.measure_all(wanted, settings, options.threads or cores(), seen):
-                done = [old for old in done if records.key(old) != records.key(item)] + [item]
-                records.write(path, records.document(here, done))
+        with console.Bar("measuring", len(ours) - len(seen)) as bar:
+            for item in measure.measure_all(wanted, settings, threads, seen):
+                session.add(item)
                 bar.describe(f"{item['network']} {item['engine']} {item['precision']}")
                 bar.advance()
     finally:
-        mine = [item for item in done if records.key(item) in ours]
-        if mine:
-            if options.scenario:
-                print(scenarios.summary([item for item in mine if item["kind"] == "scenario"]))
-            else:
-                print(summary([item for item in mine if records.is_cell(item)]))
+        mine = [item for key, item in session.items.items() if key in ours]
+        if mine and options.scenario:
+            print(scenarios.summary([item for item in mine if item["kind"] == "scenario"]))
+        elif mine:
+            print(summary([item for item in mine if records.is_cell(item)]))
         print(path)
-    failed = [item for item in mine if not records.measured(item)]
-    if failed and len(failed) == len(mine):
-        raise Failure(f"nothing could be measured; the first reason: {failed[0]['status'].removeprefix('failed: ')}")
+    judge(mine)
     return 0
 
 
-def chosen(options: argparse.Namespace) -> list[Any]:
+def chosen(options: argparse.Namespace) -> list[Artifact]:
     """The artifacts to measure: those named, or what each name in the store means."""
     from export.store import artifacts
     from serving.artifact import find
 
     if options.models:
         return [find(tag) for tag in options.models]
-    meant: dict[str, Any] = {}
+    meant: dict[str, Artifact] = {}
     for artifact in artifacts():
         meant.setdefault(artifact.network, artifact)
     if not meant:
@@ -148,20 +140,6 @@ def chosen(options: argparse.Namespace) -> list[Any]:
     if len(missing) == len(SETS[options.set]):
         raise Usage(f"nothing of the set is exported yet; `python -m export --set {options.set}` does it")
     return [meant[name] for name in SETS[options.set] if name in meant]
-
-
-def earlier(path: Path, here: records.Environment) -> list[records.Record]:
-    """What `path` already holds, to go on from; `Usage` when it was measured under other conditions."""
-    from benchmarks import environment
-
-    if not path.exists():
-        return []
-    document = records.read(path)
-    there = document["environment"]
-    other = environment.differences(there, here, (*environment.IDENTITY, "settings", "threads"))
-    if other:
-        raise Usage(f"{path} was measured under other conditions ({'; '.join(other)}); give another --out, or --fresh")
-    return document["records"]
 
 
 def summary(items: Sequence[records.Cell]) -> str:
@@ -191,24 +169,17 @@ def summary(items: Sequence[records.Cell]) -> str:
 
 def engines(options: argparse.Namespace) -> int:
     from benchmarks import environment
-    from benchmarks.engine import sides, torch_engine
+    from benchmarks.engine import contenders, torch_engine
     from serving.artifact import find
     from serving.runtime import cores
 
-    rows: list[dict[str, Any]] = []
     reason = torch_engine.no_compiler()
-    for tag in options.tags:
-        threads = options.threads or cores()
-        rows += sides.compare(
-            find(tag),
-            options.weights,
-            options.batch,
-            max(1, options.rounds),
-            0.5,
-            threads,
-            options.compile and not reason,
-        )
-    print(sides.summary(rows))
+    turns = contenders.Turns(options.batch, max(1, options.rounds), threads=options.threads or cores())
+    compiled = options.compile and not reason
+    rows = [
+        row for tag in options.tags for row in contenders.compare(find(tag), options.weights, turns, compiled=compiled)
+    ]
+    print(contenders.summary(rows))
     if options.compile and reason:
         print(f"not run: {reason}")
     if options.out:

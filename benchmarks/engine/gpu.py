@@ -14,24 +14,28 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from benchmarks import environment, records
 from benchmarks.engine import cells as measure
 from benchmarks.engine import power, roofline, torch_engine
-from benchmarks.engine.cells import Settings
-from benchmarks.engine.gpu_plan import BATCHES, CPU_BATCHES, NETWORKS, Task, plan
-from benchmarks.process import ROOT, Child, PassError, Stopped
-from benchmarks.records import Cell, Environment, Failed, Parity, Power, memory
+from benchmarks.engine.gpu_plan import BATCHES, CPU_BATCHES, NETWORKS, Graph, Key, Task, plan
+from benchmarks.engine.passes import Settings
+from benchmarks.engine.session import MemoryEnded, Session, earlier, judge
+from benchmarks.process import ROOT, Child, Late, PassError
+from benchmarks.records import Cell, Environment, Failed, IdlePower, Parity, Power, memory
 from export.store import manifest_of
 from models import SPECS, console, spec
-from models.console import Failure, Usage
+from models.console import Failure, Usage, natural, positive, positive_integer, positive_integers, words
 from serving.artifact import Artifact
 from serving.runtime import cores, installed
+
+if TYPE_CHECKING:
+    from benchmarks.engine.gpu_passes import CellAnswer, Job
 
 # Nine minutes, less what is needed to start, to write and to say goodbye.
 BUDGET_S = 520.0
@@ -45,7 +49,23 @@ QUICK_RATES = {"side": 512, "megabytes": 64}
 CPU_MODE = "CPU mode of benchmarks/gpu.sh: no GPU was used, and every figure is the processor's"
 
 
-class Run:
+class Stopped(Exception):
+    """The run was told to end: by its budget or by a signal."""
+
+    def __init__(self, reason: str, status: int) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Asked(Protocol):
+    """The side of `process.Child` that a run needs."""
+
+    def ask(self, name: str, question: Mapping[str, Any], within: float | None) -> Any: ...
+
+    def end(self) -> None: ...
+
+
+class Run(Session[Cell]):
     """One run: its file, its clock and its records, in the order of the plan."""
 
     def __init__(
@@ -56,46 +76,57 @@ class Run:
         weights: str,
         tasks: Sequence[Task],
         budget_s: float,
+        device: str = "cuda",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.path, self.here, self.settings, self.weights, self.tasks = path, here, settings, weights, tasks
+        self.settings, self.weights, self.tasks, self.device = settings, weights, tasks, device
         self._clock, self._began = clock, clock()
         self.deadline, self.budget = self._began + budget_s, budget_s
-        self.records: dict[tuple[str, str, str, int], Cell] = {}
-        self._checked: dict[tuple[str, str, str], Parity] = {}
-        self._exhausted: dict[tuple[str, str, str], int] = {}
+        self._verdicts: dict[Graph, Parity] = {}
+        self._memory = MemoryEnded()
         self._took: dict[bool, list[float]] = {}  # seconds of the tasks done so far, by kind
-        self._metered = {key for task in tasks if task.power for key in task.keys}
-        for key in (key for task in tasks for key in task.keys):
-            self.records.setdefault(key, self._planned(*key))
+        self._unmetered = {key for task in tasks if task.power for key in task.keys}
+        keys = dict.fromkeys(key for task in tasks for key in task.keys)
+        super().__init__(path, here, [planned(key, weights, here["threads"], settings) for key in keys])
+        for key in keys:
+            reason = POWER_PENDING if key in self._unmetered else POWER_UNPLANNED
+            self.item(key)["power"] = records.no_power(reason)
+
+    def item(self, key: Key) -> Cell:
+        network, engine, precision, batch = key
+        return self.items[network, "", engine, precision, batch, None]
 
     def resume(self, kept: Sequence[records.Record]) -> int:
         """Take over what an earlier run measured; how many records that is. Power it did not reach is still due."""
-        found = {
-            (item["network"], item["engine"], item["precision"], item["batch"]): item
-            for item in kept
-            if records.is_cell(item) and records.measured(item)
-        }
-        for key, item in found.items():
-            if item["power"]["mean_w"] is None and key in self._metered:
-                item["power"] = records.no_power(POWER_PENDING)
+        found = {records.key(item): item for item in kept if records.is_cell(item) and records.measured(item)}
         # What this run does not ask for stays in the file too.
-        self.records |= found
+        self.items |= found
+        for item in found.values():
+            key = (item["network"], item["engine"], item["precision"], item["batch"])
+            if item["power"]["mean_w"] is not None:
+                self._unmetered.discard(key)
+            elif key in self._unmetered:
+                item["power"] = records.no_power(POWER_PENDING)
         return len(found)
 
-    def write(self) -> None:
-        records.write(self.path, records.document(self.here, list(self.records.values())))
+    def no_sensor(self, reason: str) -> None:
+        """Say of every record without watts that there is no sensor."""
+        self._unmetered.clear()
+        for item in self.items.values():
+            if item["power"]["mean_w"] is None:
+                item["power"] = records.no_power(reason)
 
     def finish(self, reason: str) -> None:
         """Say of everything that is left why it was not measured, and write the last of the file."""
-        for item in self.records.values():
+        for key in self._unmetered:
+            if self.item(key)["failure"] != "cut_off":
+                self.item(key)["power"] = records.no_power(f"not reached: {reason}")
+        for item in self.items.values():
             if item["failure"] == "cut_off":
                 records.fail(item, Failed("cut_off", f"not measured, {reason}"))
-            elif item["power"]["reason"] == POWER_PENDING:
-                item["power"] = records.no_power(f"not reached: {reason}")
         self.write()
 
-    def go(self, child: Any, idle_w: float | None) -> None:
+    def go(self, child: Asked, idle_w: float | None) -> None:
         """Every task that is not done yet; `Stopped` when the time is over."""
         for index, task in enumerate(self.tasks):
             began = self._clock()
@@ -106,106 +137,116 @@ class Run:
             if (took := self._clock() - began) > 0.01:
                 self._took.setdefault(task.power, []).append(took)
             self._say(index + 1)
-            if child.device == "cpu" and self._leaves(task.network, index):
+            if self.device == "cpu" and self._leaves(task.network, index):
                 # On a CPU a network's memory is the process's: the next one begins in a fresh one.
                 child.end()
 
     def _leaves(self, network: str, index: int) -> bool:
         return index + 1 < len(self.tasks) and self.tasks[index + 1].network != network
 
-    def _cells(self, child: Any, task: Task) -> None:
-        side = (task.network, task.engine, task.precision)
+    def ask(self, child: Asked, name: str, question: Mapping[str, Any]) -> Any:
+        """The child's answer; `PassError` if it fails, `Stopped` if the time is over before it comes."""
+        try:
+            return child.ask(name, question, self.deadline - self._clock())
+        except Late as error:
+            raise Stopped("the time budget ended", 0) from error
+        except PassError:
+            if self.device != "cpu":
+                child.end()  # after an error of CUDA's everything else fails too
+            raise
+
+    def _cells(self, child: Asked, task: Task) -> None:
         for key in task.keys:
-            item = self.records[key]
+            item = self.item(key)
             if records.measured(item):
                 continue
             try:
-                parity = self._check(child, side, task)
-                if key[3] >= self._exhausted.get(side, sys.maxsize):
-                    raise PassError("skipped", f"not tried, memory ended at batch {self._exhausted[side]}")
-                self._fill(item, self._ask(child, "cell", side, task, batch=key[3]), parity)
+                parity = self._check(child, task)
+                self._memory.check(task.graph, item["batch"])
+                answer: CellAnswer = self.ask(child, "cell", {**self._job(task), "batch": item["batch"]})
+                self._fill(item, answer, parity)
             except PassError as error:
                 records.fail(item, error.failed)
-                if error.failed.kind == "memory":
-                    self._exhausted[side] = min(key[3], self._exhausted.get(side, sys.maxsize))
+                self._memory.note(task.graph, item["batch"], error.failed)
             self.write()
 
-    def _check(self, child: Any, side: tuple[str, str, str], task: Task) -> Parity:
-        """The verdict on the engine's answers; `PassError` where they are another network's: its speed is no result."""
-        if side not in self._checked:
+    def _check(self, child: Asked, task: Task) -> Parity:
+        """The verdict on the engine's answers; `PassError` if they are another network's: its speed is no result."""
+        if task.graph not in self._verdicts:
             try:
-                self._checked[side] = cast(Parity, self._ask(child, "check", side, task))
+                self._verdicts[task.graph] = self.ask(child, "check", self._job(task))
             except PassError as error:
-                self._checked[side] = {"verdict": "fail", "failures": [str(error)]}
-        found = self._checked[side]
-        if found["verdict"] != "pass":
-            raise PassError("answers", f"the answers are not the network's: {'; '.join(found['failures'])}")
-        return found
+                self._verdicts[task.graph] = {"verdict": "fail", "failures": [str(error)]}
+        verdict = self._verdicts[task.graph]
+        if verdict["verdict"] != "pass":
+            raise PassError("answers", f"the answers are not the network's: {'; '.join(verdict['failures'])}")
+        return verdict
 
-    def _fill(self, item: Cell, found: dict[str, Any], parity: Parity) -> None:
-        batch, images = item["batch"], item["batch"] * len(found["values"])
-        item["latency_ms"] = {**records.latency([found["values"]]), "warm": found["warm"]}
-        item["throughput_img_s"] = images / found["wall_s"]
-        item["cpu_seconds_per_image"] = found["cpu_s"] / images
-        item["memory_mb"] = found["memory"]
+    def _fill(self, item: Cell, answer: CellAnswer, parity: Parity) -> None:
+        batch, images = item["batch"], item["batch"] * len(answer["values"])
+        item["latency_ms"] = {**records.latency([answer["values"]]), "warm": answer["warm"]}
+        item["throughput_img_s"] = images / answer["wall_s"]
+        item["cpu_seconds_per_image"] = answer["cpu_s"] / images
+        item["memory_mb"] = answer["memory"]
         item["parity"] = parity
-        if found["device_values"]:
-            middle = median(found["device_values"])
+        if answer["device_values"]:
+            middle = median(answer["device_values"])
             item["device"] = {
                 "p50_ms": middle,
                 "throughput_img_s": 1e3 * batch / middle,
-                "values": [float(f"{value:.5g}") for value in found["device_values"]],
+                "values": [float(f"{value:.5g}") for value in answer["device_values"]],
             }
         item["status"], item["failure"] = "ok", None
-        item["roofline"] = roofline.of_record(item, self.here.get("rates") or {})
+        item["roofline"] = roofline.of_record(item, self.here.get("rates", {}))
 
-    def _power(self, child: Any, task: Task, idle_w: float | None) -> None:
-        item = self.records[task.keys[0]]
-        if not records.measured(item) or item["power"]["reason"] != POWER_PENDING or idle_w is None:
+    def _power(self, child: Asked, task: Task, idle_w: float | None) -> None:
+        [key] = task.keys
+        item = self.item(key)
+        if not records.measured(item) or key not in self._unmetered or idle_w is None:
             return
         if self.deadline - self._clock() < self.settings.trials * self.settings.window_s:
             raise Stopped("the time budget ended", 0)
-        side = (task.network, task.engine, task.precision)
         try:
-            found = self._ask(child, "power", side, task, batch=task.batches[0], idle_w=idle_w)
+            power: Power = self.ask(child, "power", {**self._job(task), "batch": item["batch"], "idle_w": idle_w})
             # Those that were there before ours; later, and in a container, the two cannot be told apart.
-            item["power"] = cast(Power, found | {"other_processes": self.here["power"].get("other_processes")})
+            power["other_processes"] = self.here["power"].get("other_processes")
+            item["power"] = power
         except PassError as error:
             item["power"] = records.no_power(f"the power pass failed: {error}")
+        self._unmetered.discard(key)
         self.write()
 
-    def _ask(self, child: Any, what: str, side: tuple[str, str, str], task: Task, **more: Any) -> dict[str, Any]:
-        network, engine, precision = side
-        job = {
-            "pass": what, "network": network, "engine": engine, "precision": precision, "weights": self.weights,
+    def _job(self, task: Task) -> Job:
+        return {
+            "network": task.network, "engine": task.engine, "precision": task.precision, "weights": self.weights,
             "settings": asdict(self.settings), "batches": sorted(task.batches),
         }  # fmt: skip
-        found: dict[str, Any] = child.ask(job | more, self.deadline)
-        return found
-
-    def _planned(self, network: str, engine: str, precision: str, batch: int) -> Cell:
-        row = spec(network)
-        manifest = manifest_of(network, {"kind": self.weights}, row.preprocess, row.classes, batch, row)
-        cell = measure.Cell(Artifact(ROOT, manifest), engine, precision, batch)
-        item = cast(Cell, measure.describe(cell, self.here["threads"], self.settings))
-        reason = POWER_PENDING if (network, engine, precision, batch) in self._metered else POWER_UNPLANNED
-        records.fail(item, PENDING)
-        item["kind"], item["power"] = "gpu_cell", records.no_power(reason)
-        return item
 
     def _say(self, done: int) -> None:
         """One line on stderr: the last figures, how far it is, and how long it will take."""
         task, left = self.tasks[done - 1], self.tasks[done:]
         mean = {kind: sum(took) / len(took) for kind, took in self._took.items()}
-        known = [mean[one.power] for one in left if one.power in mean]
+        known = [mean[later.power] for later in left if later.power in mean]
         eta = min(sum(known), max(0.0, self.deadline - self._clock()))
         when = f"[{self._clock() - self._began:4.0f} s of {self.budget:.0f}]"
-        what = ", ".join(told(self.records[key], task.power) for key in task.keys)
+        what = ", ".join(told(self.item(key), task.power) for key in task.keys)
         print(
             f"{when} {task.network} {task.engine} {task.precision}: {what}; "
             f"{done} of {len(self.tasks)} done, about {eta:.0f} s left",
             file=sys.stderr,
         )
+
+
+def planned(key: Key, weights: str, threads: int, settings: Settings) -> Cell:
+    """The record of a cell before the run reaches it."""
+    network, engine, precision, batch = key
+    row = spec(network)
+    manifest = manifest_of(network, {"kind": weights}, row.preprocess, row.classes, batch, row)
+    item = measure.describe(measure.Cell(Artifact(ROOT, manifest), engine, precision, batch), threads, settings)
+    assert item["kind"] != "scenario"
+    item["kind"] = "gpu_cell"
+    records.fail(item, PENDING)
+    return item
 
 
 # What stands in a record until it is measured: the file is true at every moment.
@@ -231,14 +272,18 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--cpu", action="store_true", help="on the processor, as where there is no GPU")
     made.add_argument("--network", type=words, default=NETWORKS, metavar="N,...", help="default: those of docs/gpu.md")
-    made.add_argument("--batch", type=sizes, metavar="B,...", help=f"default: {BATCHES}; with --cpu {CPU_BATCHES}")
+    made.add_argument(
+        "--batch", type=positive_integers, metavar="B,...", help=f"default: {BATCHES}; with --cpu {CPU_BATCHES}"
+    )
     made.add_argument(
         "--engine", type=words, metavar="E,...", help="as ENGINE or ENGINE:PRECISION (default: all that are here)"
     )
     made.add_argument("--weights", default="untrained", choices=("untrained", "pretrained"), help="default: untrained")
-    made.add_argument("--budget", type=seconds, default=BUDGET_S, metavar="S", help=f"default: {BUDGET_S:g}")
-    made.add_argument("--trials", type=int, metavar="N", help=f"power windows of a cell (default: {LOOK.trials})")
-    made.add_argument("--threads", type=int, default=0, metavar="N", help="of the processor (default: every core)")
+    made.add_argument("--budget", type=positive, default=BUDGET_S, metavar="S", help=f"default: {BUDGET_S:g}")
+    made.add_argument(
+        "--trials", type=positive_integer, metavar="N", help=f"power windows of a cell (default: {LOOK.trials})"
+    )
+    made.add_argument("--threads", type=natural, default=0, metavar="N", help="of the processor (default: every core)")
     made.add_argument("--quick", action="store_true", help="shorter looks and one trial: a trial run, not a result")
     made.add_argument("--fresh", action="store_true", help="measure again what --out already holds")
     made.add_argument(
@@ -246,30 +291,6 @@ def parser() -> argparse.ArgumentParser:
     )
     made.set_defaults(call=run)
     return made
-
-
-def words(text: str) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(word for word in text.split(",") if word))
-    if not found:
-        raise argparse.ArgumentTypeError("expected a comma-separated list")
-    return found
-
-
-def sizes(text: str) -> tuple[int, ...]:
-    found = tuple(int(word) if word.isascii() and word.isdigit() else 0 for word in words(text))
-    if 0 in found:
-        raise argparse.ArgumentTypeError("expected integers from 1")
-    return found
-
-
-def seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
 
 
 def chosen(asked: Sequence[str] | None, device: str) -> list[tuple[str, str]]:
@@ -284,13 +305,10 @@ def chosen(asked: Sequence[str] | None, device: str) -> list[tuple[str, str]]:
         return [(engine, precision) for engine, precision in pairs]
     if device == "cpu":
         return [(torch_engine.TORCH, "fp32")]
-    torch_sides = [
-        (torch_engine.ON_CUDA[torch_engine.TORCH], "fp16"),
-        (torch_engine.ON_CUDA[torch_engine.TORCH], "fp32"),
-    ]
+    eager, compiled = (torch_engine.ON_CUDA[name] for name in (torch_engine.TORCH, torch_engine.COMPILED))
     here = installed()
-    found = [(engine, "fp16") for engine in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda") if engine in here]
-    return [torch_sides[0], *found, (torch_engine.ON_CUDA[torch_engine.COMPILED], "fp16"), torch_sides[1]]
+    others = [(engine, "fp16") for engine in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda") if engine in here]
+    return [(eager, "fp16"), *others, (compiled, "fp16"), (eager, "fp32")]
 
 
 ENGINES = (
@@ -305,13 +323,13 @@ def default(engine: str) -> str:
 
 def run(options: argparse.Namespace) -> int:
     clock, began = time.monotonic, time.monotonic()
-    networks = tuple(spec(name).name for name in options.network)
+    networks = tuple(dict.fromkeys(spec(name).name for name in options.network))
     device = "cpu" if options.cpu or not torch_engine.cuda() else "cuda"
     settings = QUICK if options.quick else LOOK
     if options.trials is not None:
-        settings = replace(settings, trials=max(1, options.trials))
+        settings = replace(settings, trials=options.trials)
     wanted = chosen(options.engine, device)
-    batches = options.batch or (BATCHES if device == "cuda" else CPU_BATCHES)
+    batches = tuple(dict.fromkeys(options.batch or ())) or (BATCHES if device == "cuda" else CPU_BATCHES)
     threads = options.threads or cores()
     here: Environment = {
         **environment.describe(threads),
@@ -321,22 +339,22 @@ def run(options: argparse.Namespace) -> int:
     if device == "cpu":
         here["mode"] = CPU_MODE
         print(f"benchmarks/gpu.sh: {CPU_MODE}", file=sys.stderr)
-    path = options.out or default_path(environment.machine(here), device)
+    path = options.out or records.default_path(
+        environment.machine(here), "-gpu" if device == "cuda" else "-gpu-cpu-mode"
+    )
     kept = [] if options.fresh else earlier(path, here)
 
     watts = idle(wanted[0][0], settings)
     here["power"] = watts
     tasks = plan(networks, wanted, batches, watts["reason"] is None)
-    made = Run(path, here, settings, options.weights, tasks, options.budget - (clock() - began))
+    made = Run(path, here, settings, options.weights, tasks, options.budget - (clock() - began), device)
     if resumed := made.resume(kept):
         print(f"{resumed} cells are in {path} already; --fresh measures them again", file=sys.stderr)
     if watts["reason"] is not None:
-        for item in made.records.values():
-            if item["power"]["mean_w"] is None:
-                item["power"] = records.no_power(watts["reason"])
+        made.no_sensor(watts["reason"])
     made.write()
     with tempfile.TemporaryDirectory(prefix="podium-gpu-") as files:
-        child = Child(device, threads, Path(files))
+        child = Child("benchmarks.engine.gpu_passes", device, str(threads), files)
         return watched(made, child, watts["idle_w"], options.quick, [precision for _, precision in wanted])
 
 
@@ -349,10 +367,10 @@ def watched(made: Run, child: Child, idle_w: float | None, quick: bool, precisio
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        made.here["device"] = child.ask({"pass": "hello"}, made.deadline)
-        asked = {"pass": "rates", "precisions": sorted({*precisions, "fp16", "bf16", "int8"})}
+        made.here["device"] = made.ask(child, "hello", {})
+        asked = {"precisions": sorted({*precisions, "fp16", "bf16", "int8"}), **(QUICK_RATES if quick else {})}
         try:
-            made.here["rates"] = child.ask(asked | (QUICK_RATES if quick else {}), made.deadline)
+            made.here["rates"] = made.ask(child, "rates", asked)
         except PassError as error:  # networks can be timed all the same
             print(f"benchmarks/gpu.sh: no roofline: {error}", file=sys.stderr)
         made.write()
@@ -371,7 +389,7 @@ def watched(made: Run, child: Child, idle_w: float | None, quick: bool, precisio
         made.finish(reason)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    items = list(made.records.values())
+    items = list(made.items.values())
     print(summary(items))
     print(made.path)
     left = sum(item["failure"] == "cut_off" for item in items)
@@ -380,12 +398,12 @@ def watched(made: Run, child: Child, idle_w: float | None, quick: bool, precisio
     wrong = sorted({item["network"] for item in items if item["failure"] == "answers"})
     if wrong:
         raise Failure(f"wrong answers from {', '.join(wrong)}; the statuses in {made.path} say what was compared")
-    if not status and not any(records.measured(item) for item in items):
-        raise Failure(f"nothing could be measured; the first reason: {items[0]['status'].removeprefix('failed: ')}")
+    if not status:
+        judge(items)
     return status
 
 
-def idle(engine: str, settings: Settings) -> dict[str, Any]:
+def idle(engine: str, settings: Settings) -> IdlePower:
     """The sensor, and what the device draws before anything of ours is on it; the reason where there is no sensor."""
     try:
         sensor = power.sensor_for(engine)
@@ -393,25 +411,6 @@ def idle(engine: str, settings: Settings) -> dict[str, Any]:
         return {"source": sensor.source, "reason": None, "idle_w": found, **sensor.details()}
     except power.SensorError as error:
         return {"source": "none", "reason": str(error), "idle_w": None}
-
-
-def earlier(path: Path, here: Environment) -> list[records.Record]:
-    """What `path` already holds, to go on from; `Usage` when it was measured under other conditions."""
-    if not path.exists():
-        return []
-    document = records.read(path)
-    there = document["environment"]
-    other = environment.differences(there, here, (*environment.IDENTITY, "settings", "threads"))
-    if other:
-        raise Usage(f"{path} was measured under other conditions ({'; '.join(other)}); give another --out, or --fresh")
-    return document["records"]
-
-
-def default_path(machine: str, device: str) -> Path:
-    from datetime import datetime
-
-    mode = "gpu" if device == "cuda" else "gpu-cpu-mode"
-    return Path(".podium") / "results" / f"{machine}-{datetime.now().astimezone():%Y-%m-%d}-{mode}.json"
 
 
 def summary(items: Sequence[Cell]) -> str:

@@ -1,4 +1,4 @@
-"""The process that `engine/gpu.py` asks, one line of JSON after another: it holds torch, the networks, the device.
+"""The process that `engine/gpu.py` asks: it holds torch, the networks and the device.
 
 One process serves many cells, because a GPU's context and its libraries take ten seconds to load and nine minutes are
 all there is. Every cell opens its engine anew and closes it, so that memory and algorithms are its own.
@@ -9,19 +9,18 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import os
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 
-from benchmarks.engine import passes as child
-from benchmarks.engine import power, roofline, torch_engine
+from benchmarks.engine import passes, power, roofline, torch_engine
+from benchmarks.process import answer
+from benchmarks.records import Memory, Parity, Power
 from export import parity
 from models import spec
 from models.preprocess import Pixels
@@ -45,6 +44,36 @@ class Known:
     reference: Scores
 
 
+class Job(TypedDict):
+    """What a cell is; `settings` are the fields of `passes.Settings`, `batches` all that an engine is built for."""
+
+    network: str
+    engine: str
+    precision: str
+    weights: str
+    settings: Mapping[str, Any]
+    batches: list[int]
+
+
+class BatchJob(Job):
+    batch: int
+
+
+class PowerJob(BatchJob):
+    idle_w: float
+
+
+class RatesJob(TypedDict):
+    precisions: list[str]
+    side: NotRequired[int]
+    megabytes: NotRequired[int]
+
+
+class CellAnswer(passes.Latency):
+    device_values: list[float]  # milliseconds on the GPU alone
+    memory: Memory
+
+
 class Worker:
     def __init__(self, device: str, threads: int, files: Path) -> None:
         import torch
@@ -61,16 +90,16 @@ class Worker:
 
     # --- what may be asked ---
 
-    def hello(self, _: dict[str, Any]) -> dict[str, Any]:
+    def hello(self, _: object) -> dict[str, str | int | None]:
         """The device in PyTorch's words."""
         import torch
 
-        found: dict[str, Any] = {"torch": torch.__version__}
+        version: dict[str, str | int | None] = {"torch": torch.__version__}
         if self.device == "cpu":
-            return found
+            return version
         properties = torch.cuda.get_device_properties(0)
         cudnn: Any = torch.backends.cudnn
-        return found | {
+        return version | {
             "name": properties.name,
             "compute_capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
@@ -79,12 +108,12 @@ class Worker:
             "cudnn": cudnn.version(),
         }
 
-    def rates(self, job: dict[str, Any]) -> dict[str, Any]:
-        found = roofline.rates(self.device, tuple(job["precisions"]), job.get("side", 0), job.get("megabytes", 0))
+    def rates(self, job: RatesJob) -> dict[str, float | None]:
+        rates = roofline.rates(self.device, tuple(job["precisions"]), job.get("side", 0), job.get("megabytes", 0))
         self._forget()
-        return found
+        return rates
 
-    def check(self, job: dict[str, Any]) -> dict[str, Any]:
+    def check(self, job: Job) -> Parity:
         """The engine's answers on the parity images, held against the CPU's in float32 by the exporter's thresholds."""
         known = self._known(job)
         batch, start = known.images.batch, 0
@@ -98,13 +127,12 @@ class Worker:
         limits = parity.limits(job["precision"], known.network.weights.kind)
         verdict = parity.compare(known.reference, scores, known.images, limits)
         self._forget()
-        kept = ("max_abs_error", "max_relative_error", "cosine", "top1_agreement", "images", "failures", "verdict")
         record = verdict.record()
-        return {name: record[name] for name in kept}
+        return cast(Parity, {name: record[name] for name in Parity.__annotations__})
 
-    def cell(self, job: dict[str, Any]) -> dict[str, Any]:
+    def cell(self, job: BatchJob) -> CellAnswer:
         """Memory, the calls' times from memory to memory, and those on the device alone where the engine tells them."""
-        batch, settings = self._noise(job), job["settings"]
+        batch, settings = self._noise(job), passes.Settings(**job["settings"])
         self._known(job)
         self._forget()
         self._forget_peak()
@@ -112,18 +140,19 @@ class Worker:
         with closing(self._open(job)) as network:
             loaded, load_peak = self._used(), self._peak()
             fresh = self._forget_peak()
-            for _ in range(child.MEMORY_CALLS):
+            for _ in range(passes.MEMORY_CALLS):
                 network.run(batch)
             peak = self._peak()
-            # As in `child.memory`: unless the peak of loading could be forgotten, it hides the calls' own.
+            # As in `passes.memory`: unless the peak of loading could be forgotten, it hides the calls' own.
             hidden = not fresh and peak == load_peak
-            warm = child.warm_up(lambda: network.run(batch), settings["warmup_s"])
-            timing = timed(lambda: network.run(batch), settings)
+            warm = passes.warm_up(lambda: network.run(batch), settings.warmup_s)
+            calls = passes.timed(lambda: network.run(batch), settings)
             on_device = getattr(network, "device_ms", None)
-            device = [] if on_device is None else on_device(len(batch), calls_for(float(np.median(timing["values"]))))
+            device = [] if on_device is None else on_device(len(batch), calls_for(float(np.median(calls["values"]))))
         self._forget()
         used = None if peak is None or before is None else max(0.0, max(peak, load_peak or 0.0) - before)
-        return timing | {
+        return {
+            **calls,
             "warm": warm,
             "device_values": device,
             "memory": {
@@ -134,26 +163,26 @@ class Worker:
             },
         }
 
-    def power(self, job: dict[str, Any]) -> Any:
+    def power(self, job: PowerJob) -> Power:
         if self.sensor is None:
             self.sensor = power.of_gpu() if self.device != "cpu" else power.Rapl()
-        batch = self._noise(job)
+        batch, settings = self._noise(job), passes.Settings(**job["settings"])
         with closing(self._open(job)) as network:
 
-            def warm() -> Callable[[], object]:
-                child.warm_up(lambda: network.run(batch), job["settings"]["warmup_s"])
+            def warm() -> passes.Call:
+                passes.warm_up(lambda: network.run(batch), settings.warmup_s)
                 return lambda: network.run(batch)
 
             found = power.measure(
-                self.sensor, warm, len(batch), idle_s=0, idle_w=job["idle_w"], window_s=job["settings"]["window_s"],
-                trials=job["settings"]["trials"],
+                self.sensor, warm, len(batch), idle_s=0, idle_w=job["idle_w"], window_s=settings.window_s,
+                trials=settings.trials,
             )  # fmt: skip
         self._forget()
         return found
 
     # --- how ---
 
-    def _known(self, job: dict[str, Any]) -> Known:
+    def _known(self, job: Job) -> Known:
         name = job["network"]
         if name not in self.known:
             import torch
@@ -169,7 +198,7 @@ class Worker:
             self.known[name] = Known(network, images, reference)
         return self.known[name]
 
-    def _open(self, job: dict[str, Any]) -> Runtime:
+    def _open(self, job: Job) -> Runtime:
         engine, precision, network = job["engine"], job["precision"], self._known(job).network
         if engine in (torch_engine.TORCH, torch_engine.COMPILED, *torch_engine.ON_CUDA.values()):
             compiled = engine in (torch_engine.COMPILED, torch_engine.ON_CUDA[torch_engine.COMPILED])
@@ -204,15 +233,13 @@ class Worker:
         found: dict[str, Any] = json.loads(record.read_text("utf-8"))
         return plan, found
 
-    def _noise(self, job: dict[str, Any]) -> Pixels:
-        """The time of a dense network does not depend on what it looks at."""
-        shape = (job["batch"], *spec(job["network"]).preprocess.shape)
-        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    def _noise(self, job: BatchJob) -> Pixels:
+        return passes.noise((job["batch"], *spec(job["network"]).preprocess.shape))
 
     def _used(self) -> float | None:
         """MB in use: of the device, whoever uses it, or of this process on a CPU."""
         if self.device == "cpu":
-            return child.resident("VmRSS")
+            return passes.resident("VmRSS")
         import torch
 
         free, total = torch.cuda.mem_get_info()
@@ -220,10 +247,10 @@ class Worker:
 
     def _peak(self) -> float | None:
         # What an engine took from a GPU it keeps until it is closed, so that after the calls "now" is the most.
-        return child.resident("VmHWM") if self.device == "cpu" else self._used()
+        return passes.resident("VmHWM") if self.device == "cpu" else self._used()
 
     def _forget_peak(self) -> bool:
-        return self.device != "cpu" or child.forget_peak()
+        return self.device != "cpu" or passes.forget_peak()
 
     def _forget(self) -> None:
         """Give back what is free, so that the next cell's memory is seen to grow."""
@@ -241,37 +268,15 @@ def calls_for(milliseconds: float) -> int:
     return int(min(MOST, max(FEWEST, 1e3 * DEVICE_S / milliseconds)))
 
 
-def timed(call: Callable[[], object], settings: dict[str, Any]) -> dict[str, Any]:
-    """Every call's milliseconds, and the wall and processor seconds of all; as long as `settings` say."""
-    clock, values = time.perf_counter, []
-    cpu_began, began = time.process_time(), clock()
-    after = began
-    while True:
-        before = after
-        call()
-        after = clock()
-        values.append(1e3 * (after - before))
-        passed, count = after - began, len(values)
-        if count >= settings["fewest"] and (passed >= settings["measure_s"] or count >= settings["most"]):
-            return {"values": values, "wall_s": passed, "cpu_s": time.process_time() - cpu_began}
-
-
-def main() -> int:
-    # What engines print goes to stderr, so that stdout carries the answers alone.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    worker: Worker | None = None
-    for line in sys.stdin:
-        job = json.loads(line)
-        if worker is None:
-            worker = Worker(job["device"], job["threads"], Path(job["files"]))
-        passes: dict[str, child.Pass] = {
+def main(device: str, threads: str, files: str) -> int:
+    worker = Worker(device, int(threads), Path(files))
+    return answer(
+        {
             "hello": worker.hello, "rates": worker.rates, "check": worker.check, "cell": worker.cell,
             "power": worker.power,
-        }  # fmt: skip
-        print(json.dumps(child.attempt(job, passes)), file=answers, flush=True)
-    return 0
+        }
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

@@ -17,6 +17,9 @@ NETWORKS = tuple(dict.fromkeys(("resnet50", *SETS["five"], *SETS["winners"], *OT
 BATCHES = (256, 1, 64, 8, 16)
 CPU_BATCHES = (8, 1)
 
+Graph = tuple[str, str, str]  # network, engine, precision
+Key = tuple[str, str, str, int]  # and batch
+
 
 @dataclass(frozen=True)
 class Task:
@@ -29,32 +32,35 @@ class Task:
     power: bool = False
 
     @property
-    def keys(self) -> list[tuple[str, str, str, int]]:
-        return [(self.network, self.engine, self.precision, batch) for batch in self.batches]
+    def graph(self) -> Graph:
+        return self.network, self.engine, self.precision
+
+    @property
+    def keys(self) -> list[Key]:
+        return [(*self.graph, batch) for batch in self.batches]
 
 
 def plan(
-    networks: Sequence[str], sides_: Sequence[tuple[str, str]], batches: Sequence[int], metered: bool
+    networks: Sequence[str], contenders: Sequence[tuple[str, str]], batches: Sequence[int], metered: bool
 ) -> list[Task]:
     """What to do, the most useful first: a run that is cut off has done the first so many of these.
 
     ResNet-50 whole, the five, other engines on ResNet-50, the other networks, then power at the largest batch and at
-    one, then the rest. `sides_` are (engine, precision), the main one first.
+    one, then the rest. `contenders` are (engine, precision), the main one first.
     """
     first, five, rest = networks[0], networks[1:5], networks[5:]
-    main, others = sides_[0], sides_[1:]
+    main, others = contenders[0], contenders[1:]
     sizes = tuple(batches)
-    # Compiled once for every size, a minute each: the largest alone.
-    of = {
-        side: sizes[:1] if side[0] in (torch_engine.COMPILED, torch_engine.ON_CUDA[torch_engine.COMPILED]) else sizes
-        for side in sides_
-    }
+    # torch.compile takes a minute for every size, so that it gets the largest alone.
+    compiled = (torch_engine.COMPILED, torch_engine.ON_CUDA[torch_engine.COMPILED])
+    sizes_of = {contender: sizes[:1] if contender[0] in compiled else sizes for contender in contenders}
 
     def cells(names: Sequence[str], *wanted: tuple[str, str]) -> list[Task]:
-        return [Task(name, *side, of[side]) for side in wanted for name in names]
+        return [Task(name, *contender, sizes_of[contender]) for contender in wanted for name in names]
 
-    def watts(names: Sequence[str], side: tuple[str, str], *at: int) -> list[Task]:
-        return [Task(name, *side, (batch,), True) for batch in at for name in names if metered and batch in of[side]]
+    def watts(names: Sequence[str], contender: tuple[str, str], *at: int) -> list[Task]:
+        known = [batch for batch in at if metered and batch in sizes_of[contender]]
+        return [Task(name, *contender, (batch,), True) for batch in known for name in names]
 
     tasks = [*cells([first], main), *watts([first], main, sizes[0]), *cells(five, main)]
     for other in others:

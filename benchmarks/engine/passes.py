@@ -1,19 +1,18 @@
-"""The measured process: reads one job from stdin, does one pass, and answers with JSON on stdout.
-
-It imports nothing before it measures but numpy and the runtime, so that what it weighs and times is the network.
-"""
+"""One pass over one engine: the time of its calls, the memory it needs, the power it draws."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
+from benchmarks import records
 from models.preprocess import Pixels
 from serving import runtime
 from serving.artifact import Artifact, load
@@ -28,71 +27,121 @@ CALLS_PER_WINDOW = 5
 # Memory grows until every buffer has been used once; the second and third call show whether it has stopped.
 MEMORY_CALLS = 3
 
-Pass = Callable[[dict[str, Any]], dict[str, Any]]
-
 STATUS = Path("/proc/self/status")
 
-
-def attempt(job: dict[str, Any], passes: Mapping[str, Pass]) -> dict[str, Any]:
-    """The pass that `job` names, or {"failed": reason, "kind": "memory" or "engine"}."""
-    try:
-        return passes[job["pass"]](job)
-    except MemoryError:
-        return {"kind": "memory", "failed": f"memory ended in the {job['pass']} pass"}
-    except Exception as error:  # whatever an engine raises becomes the record's reason
-        message = " ".join(str(error).split()) or type(error).__name__
-        ended = re.search(r"bad.?alloc|out of memory|failed to allocate", message, re.IGNORECASE)
-        if ended:
-            return {"kind": "memory", "failed": f"memory ended in the {job['pass']} pass: {message}"}
-        return {"kind": "engine", "failed": message}
+Call = Callable[[], object]
+Clock = Callable[[], float]
 
 
-def artifact_of(job: dict[str, Any]) -> Artifact:
+@dataclass(frozen=True)
+class Settings:
+    """How long to look. Times are in seconds."""
+
+    name: str
+    starts: int  # fresh processes that time the same cell
+    warmup_s: float  # at most; warm-up ends when windows agree
+    measure_s: float  # at least, in each start
+    limit_s: float  # at most, in each start, unless fewer than `fewest` calls fit
+    calls: int  # at least, in each start, if `limit_s` allows
+    fewest: int  # at least, in each start, whatever it takes
+    most: int  # at most, in each start: every value is kept, and the smallest network makes 50,000 a second
+    idle_s: float
+    window_s: float
+    trials: int
+
+    def enough(self, seconds: float, calls: int) -> bool:
+        """Whether so many calls in so many seconds are a measurement."""
+        done = seconds >= self.measure_s and calls >= self.calls
+        return calls >= self.fewest and (done or seconds >= self.limit_s or calls >= self.most)
+
+
+class Job(TypedDict):
+    """What opens an engine in a child process."""
+
+    folder: str
+    version: str
+    engine: str
+    precision: str
+    threads: int
+
+
+class PassJob(Job):
+    """What every pass is told; `settings` are the fields of `Settings`."""
+
+    settings: Mapping[str, Any]
+
+
+class CellJob(PassJob):
+    batch: int
+
+
+class ScenarioJob(PassJob):
+    scenario: records.ScenarioName
+    slo_ms: float
+    max_batch: int
+
+
+class Calls(TypedDict):
+    """Milliseconds of every call, and the wall and processor seconds of all."""
+
+    values: list[float]
+    wall_s: float
+    cpu_s: float
+
+
+class Latency(Calls):
+    warm: bool  # whether the warm-up settled
+
+
+def artifact_of(job: Job) -> Artifact:
     return load(Path(job["folder"]), job["version"])
 
 
-def opened(job: dict[str, Any]) -> Runtime:
+def opened(job: Job) -> Runtime:
     return runtime.open(artifact_of(job), job["engine"], job["precision"], job["threads"])
 
 
-def pixels(job: dict[str, Any]) -> Pixels:
-    """Noise, uint8 [batch, size, size, channels]: the time of a dense network does not depend on what it looks at."""
-    recipe = artifact_of(job).preprocess
-    channels = 1 if recipe.mode == "L" else 3
-    shape = (job["batch"], recipe.crop, recipe.crop, channels)
+def pixels(job: Job, batch: int) -> Pixels:
+    """Noise in the shape of `batch` images: the time of a dense network does not depend on what it looks at."""
+    return noise((batch, *artifact_of(job).preprocess.shape))
+
+
+def noise(shape: tuple[int, ...]) -> Pixels:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def latency(job: dict[str, Any]) -> dict[str, Any]:
-    """Every call's time in milliseconds, the wall and processor seconds of all, and whether warm-up settled."""
-    settings, batch, network = job["settings"], pixels(job), opened(job)
+def latency(job: CellJob) -> Latency:
+    settings, batch, network = Settings(**job["settings"]), pixels(job, job["batch"]), opened(job)
 
     def call() -> object:
         return network.run(batch)
 
-    warm = warm_up(call, settings["warmup_s"])
-    clock, values = time.perf_counter, []
-    cpu_began, began = time.process_time(), clock()
-    after = began
-    while True:
+    warm = warm_up(call, settings.warmup_s)
+    return {**timed(call, settings), "warm": warm}
+
+
+def timed(call: Call, settings: Settings) -> Calls:
+    cpu = time.process_time()
+    values, seconds = repeated(call, settings.enough)
+    return {"values": values, "wall_s": seconds, "cpu_s": time.process_time() - cpu}
+
+
+def repeated(
+    call: Call, enough: Callable[[float, int], bool], clock: Clock = time.perf_counter
+) -> tuple[list[float], float]:
+    """Call until `enough` of (seconds, calls): the milliseconds of every call, and the seconds of all."""
+    values = list[float]()
+    began = after = clock()
+    while not enough(after - began, len(values)):
         before = after
         call()
         # One reading ends a call and begins the next, so that nothing lies between calls unmeasured.
         after = clock()
-        values.append(after - before)
-        passed, count = after - began, len(values)
-        enough = passed >= settings["measure_s"] and count >= settings["calls"]
-        if count >= settings["fewest"] and (enough or passed >= settings["limit_s"] or count >= settings["most"]):
-            break
-    return {
-        "values": [1e3 * value for value in values],
-        "wall_s": after - began,
-        "cpu_s": time.process_time() - cpu_began,
-        "warm": warm,
-    }
+        values.append(1e3 * (after - before))
+    return values, after - began
 
 
-def warm_up(call: Callable[[], object], limit_s: float, clock: Callable[[], float] = time.perf_counter) -> bool:
+def warm_up(call: Call, limit_s: float, clock: Clock = time.perf_counter) -> bool:
     """Call until the last windows agree (True) or `limit_s` seconds are over (False); at least twice."""
     began, medians = clock(), []
     call()
@@ -112,11 +161,11 @@ def warm_up(call: Callable[[], object], limit_s: float, clock: Callable[[], floa
             return False
 
 
-def memory(job: dict[str, Any]) -> dict[str, Any]:
-    """MB (10^6 bytes): the graph's file; peak resident memory above the process before it opened the engine (engine
-    library, weights, buffers); and what the calls need above the loaded network. Null where the system does not say.
+def memory(job: CellJob) -> records.Memory:
+    """MB: the graph's file; peak resident memory above the process before it opened the engine (engine library,
+    weights, buffers); and what the calls need above the loaded network. Null if the system does not say.
     """
-    batch = pixels(job)
+    batch = pixels(job, job["batch"])
     baseline = resident("VmRSS")
     network = opened(job)
     graph = Path(job["folder"]) / artifact_of(job).graphs()[job["engine"], job["precision"]]
@@ -156,21 +205,21 @@ def forget_peak() -> bool:
     return after is not None and before is not None and after <= before
 
 
-def power(job: dict[str, Any]) -> Any:
+def power(job: CellJob) -> records.Power:
     from benchmarks.engine.power import measure, sensor_for
 
-    settings = job["settings"]
+    settings = Settings(**job["settings"])
 
-    def load() -> Callable[[], object]:
-        network, batch = opened(job), pixels(job)
-        warm_up(lambda: network.run(batch), settings["warmup_s"])
+    def load() -> Call:
+        network, batch = opened(job), pixels(job, job["batch"])
+        warm_up(lambda: network.run(batch), settings.warmup_s)
         return lambda: network.run(batch)
 
     return measure(
         sensor_for(job["engine"]),
         load,
         job["batch"],
-        idle_s=settings["idle_s"],
-        window_s=settings["window_s"],
-        trials=settings["trials"],
+        idle_s=settings.idle_s,
+        window_s=settings.window_s,
+        trials=settings.trials,
     )

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.records import Cell, Roofline, measured
 
@@ -69,7 +69,7 @@ def bound(one: Work, batch: int, copy_gb_s: float, matrix_gop_s: float) -> Bound
     return Bound(batch / max(arithmetic, memory), ARITHMETIC if arithmetic >= memory else MEMORY, operations / traffic)
 
 
-def of_record(item: Cell, rates: Mapping[str, Any]) -> Roofline | None:
+def of_record(item: Cell, rates: Mapping[str, float | None]) -> Roofline | None:
     """What stands in `item["roofline"]`: the bound at its batch and how near it came; None where a part is not known.
 
     `timed` says which time it came near with: that on the device alone, where it was taken, else from memory to memory,
@@ -101,7 +101,7 @@ def of_record(item: Cell, rates: Mapping[str, Any]) -> Roofline | None:
 # --- what a device does -----------------------------------------------------------------------------------------------
 
 
-def rates(device: str, precisions: tuple[str, ...], side: int = 0, megabytes: int = 0) -> dict[str, Any]:
+def rates(device: str, precisions: tuple[str, ...], side: int = 0, megabytes: int = 0) -> dict[str, float | None]:
     """The best of `REPEATS` large copies (GB/s, bytes read and written) and matrix products (10^9 operations/s).
 
     `side` and `megabytes` are of the matrices and of the copied block; 0 takes what fills a GPU, or a CPU within
@@ -110,7 +110,9 @@ def rates(device: str, precisions: tuple[str, ...], side: int = 0, megabytes: in
     import torch
 
     side, megabytes = side or (8192 if device != "cpu" else 1536), megabytes or (2048 if device != "cpu" else 256)
-    found: dict[str, Any] = {"copy_gb_s": 2e-9 * (megabytes << 20) / _best(*_copy(torch.device(device), megabytes))}
+    found: dict[str, float | None] = {
+        "copy_gb_s": 2e-9 * (megabytes << 20) / _best(*_copy(torch.device(device), megabytes))
+    }
     for precision in precisions:
         try:
             seconds = _best(*_product(torch.device(device), precision, side))

@@ -1,5 +1,5 @@
-"""MLPerf-style scenarios, in process against `Runtime`: the four shapes of load that the field names, in our own small
-harness. The results are not MLPerf results and are not comparable with those.
+"""MLPerf-style scenarios, in process against `Runtime`: the field's four kinds of load, in our own small harness. The
+results are not MLPerf results and may not be compared with them.
 
 - single-stream: one image, and the next when it is answered; what counts is the 90th percentile.
 - multi-stream: eight images at once, and the next eight when they are answered; the 99th percentile.
@@ -13,14 +13,16 @@ Pixels are in memory: decoding is not in it. `python -m benchmarks load --search
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 
 from benchmarks import records
-from benchmarks.engine import passes as child
+from benchmarks.engine import passes
+from benchmarks.engine.passes import Clock
+from benchmarks.process import PassError
 from benchmarks.rates import Rung, arrivals, highest
 from models.preprocess import Pixels
 
@@ -36,9 +38,11 @@ OFFLINE_BATCHES = (1, 2, 4, 8, 16, 32)
 OFFLINE_TRIAL_S = 0.4
 FEWEST_ARRIVALS, LONGEST = 200, 4
 MAX_BATCH = 8  # of the server scenario: what the service gathers unless it is told otherwise
+# The images of a scenario's largest call.
+LARGEST = {"single-stream": 1, "multi-stream": STREAMS, "server": MAX_BATCH, "offline": OFFLINE_BATCHES[-1]}
 
 Run = Callable[[Pixels], object]
-Clock = Callable[[], float]
+Sleep = Callable[[float], object]
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Timing:
     rungs: tuple[Rung, ...] = ()
 
 
-def perform(name: str, run: Run, images: Pixels, seconds: float, slo_ms: float, clock: Clock, sleep: Any) -> Timing:
+def perform(name: str, run: Run, images: Pixels, seconds: float, slo_ms: float, clock: Clock, sleep: Sleep) -> Timing:
     """Scenario `name` for about `seconds` (the server's search takes several times that); `images` are as many as the
     largest batch takes.
     """
@@ -67,14 +71,8 @@ def perform(name: str, run: Run, images: Pixels, seconds: float, slo_ms: float, 
 
 def stream(run: Run, batch: Pixels, seconds: float, clock: Clock, fewest: int = 3) -> Timing:
     """One call after another."""
-    values = list[float]()
-    began = after = clock()
-    while after - began < seconds or len(values) < fewest:
-        before = after
-        run(batch)
-        after = clock()
-        values.append(1e3 * (after - before))
-    return Timing(values, len(values) * len(batch), after - began, float(len(batch)))
+    values, took = passes.repeated(lambda: run(batch), lambda s, calls: s >= seconds and calls >= fewest, clock)
+    return Timing(values, len(values) * len(batch), took, float(len(batch)))
 
 
 def fastest_batch(run: Run, images: Pixels, clock: Clock) -> int:
@@ -87,7 +85,7 @@ def fastest_batch(run: Run, images: Pixels, clock: Clock) -> int:
     return max(sizes, key=rates.__getitem__)
 
 
-def server(run: Run, images: Pixels, seconds: float, slo_ms: float, clock: Clock, sleep: Any) -> Timing:
+def server(run: Run, images: Pixels, seconds: float, slo_ms: float, clock: Clock, sleep: Sleep) -> Timing:
     """The highest rate within the bound. The timing is that of the run that confirmed it; where no rate keeps the
     bound, of the lowest tried, and `rate` is None.
     """
@@ -110,7 +108,7 @@ def server(run: Run, images: Pixels, seconds: float, slo_ms: float, clock: Clock
     return Timing(timing.values, timing.images, timing.seconds, timing.mean_batch, rate, tuple(rungs))
 
 
-def poisson(run: Run, images: Pixels, due: Sequence[float], rate: float, clock: Clock, sleep: Any) -> Timing:
+def poisson(run: Run, images: Pixels, due: Sequence[float], rate: float, clock: Clock, sleep: Sleep) -> Timing:
     """Images that arrive at `due` (seconds from now). One thread does both: an arrival takes no work, so what is due
     when a batch ends is exactly what a queue would hold.
     """
@@ -132,51 +130,59 @@ def poisson(run: Run, images: Pixels, due: Sequence[float], rate: float, clock: 
 # --- in the child and the parent --------------------------------------------------------------------------------------
 
 
-def in_child(job: dict[str, Any]) -> dict[str, Any]:
-    """The pass of one scenario: what `record` needs, as JSON."""
-    settings, network = job["settings"], child.opened(job)
-    most = {"single-stream": 1, "multi-stream": STREAMS, "server": MAX_BATCH, "offline": OFFLINE_BATCHES[-1]}
-    images = child.pixels({**job, "batch": min(most[job["scenario"]], job["max_batch"])})
-    warm = child.warm_up(lambda: network.run(images[:1]), settings["warmup_s"])
+class Answer(TypedDict):
+    """A `Timing` as JSON, with the processor seconds and whether the warm-up settled."""
+
+    values: list[float]
+    images: int
+    seconds: float
+    mean_batch: float
+    rate: float | None
+    rungs: records.Rungs
+    cpu_s: float
+    warm: bool
+
+
+def measure(job: passes.ScenarioJob) -> Answer:
+    """The pass of one scenario."""
+    settings, network, name = passes.Settings(**job["settings"]), passes.opened(job), job["scenario"]
+    images = passes.pixels(job, min(LARGEST[name], job["max_batch"]))
+    warm = passes.warm_up(lambda: network.run(images[:1]), settings.warmup_s)
     cpu = time.process_time()
-    timing = perform(
-        job["scenario"], network.run, images, settings["measure_s"], job["slo_ms"], time.perf_counter, time.sleep
-    )
+    timing = perform(name, network.run, images, settings.measure_s, job["slo_ms"], time.perf_counter, time.sleep)
     return {
         "values": timing.values,
         "images": timing.images,
         "seconds": timing.seconds,
         "mean_batch": timing.mean_batch,
         "rate": timing.rate,
-        "rungs": [[rung.rate, rung.within, rung.p99_ms] for rung in timing.rungs],
+        "rungs": [(rung.rate, rung.within, rung.p99_ms) for rung in timing.rungs],
         "cpu_s": time.process_time() - cpu,
         "warm": warm,
     }
 
 
-def record(described: records.Scenario, answer: Mapping[str, Any], slo_ms: float) -> records.Scenario:
-    """The record of a scenario. It has failed if no rate of the server scenario keeps the bound."""
-    made: records.Scenario = {
-        **described,
-        "latency_ms": {**records.latency([answer["values"]]), "warm": answer["warm"]} if answer["values"] else None,
+def fill(item: records.Scenario, answer: Answer, slo_ms: float) -> None:
+    """The answer into the scenario's record; `PassError` if no rate of the server scenario keeps the bound."""
+    if answer["values"]:
+        item["latency_ms"] = {**records.latency([answer["values"]]), "warm": answer["warm"]}
+    item |= {
         "throughput_img_s": answer["images"] / answer["seconds"],
         "mean_batch": answer["mean_batch"],
         "sent": answer["images"],
         "errors": {},
-        "judged_by": PERCENTILES[described["name"]],
+        "judged_by": PERCENTILES[item["name"]],
         "power": records.no_power("not measured in a scenario"),
-        "status": "ok",
-        "failure": None,
     }
-    if made["name"] in ("single-stream", "multi-stream"):
+    if item["name"] in ("single-stream", "multi-stream"):
         # The search and the trials of a batch size are in the processor time of the other two.
-        made["cpu_seconds_per_image"] = answer["cpu_s"] / answer["images"]
-    if made["name"] == "server":
-        made |= {"rate": answer["rate"], "slo_ms": slo_ms, "rungs": answer["rungs"]}
-        made["within_slo"] = answer["rungs"][-1][1]
+        item["cpu_seconds_per_image"] = answer["cpu_s"] / answer["images"]
+    if item["name"] == "server":
+        item |= {"rate": answer["rate"], "slo_ms": slo_ms, "rungs": answer["rungs"]}
+        item["within_slo"] = answer["rungs"][-1][1]
         if answer["rate"] is None:
-            records.fail(made, records.Failed("bound", f"no rate keeps the 99th percentile within {slo_ms:g} ms"))
-    return made
+            raise PassError("bound", f"no rate keeps the 99th percentile within {slo_ms:g} ms")
+    item["status"], item["failure"] = "ok", None
 
 
 def summary(items: Sequence[records.Scenario]) -> str:

@@ -32,7 +32,7 @@ from PIL import Image
 from benchmarks.load.drive import Outcome, closed_loop
 from benchmarks.load.wire import metric
 from benchmarks.peers.work import VARIABLE
-from benchmarks.process import ROOT, end, free_port
+from benchmarks.process import ROOT, Child, end, free_port
 from models.console import Failure, table
 from models.preprocess import pixels
 from serving.artifact import Artifact
@@ -384,32 +384,14 @@ def with_total(ask: Ask, url: str) -> Ask:
 @contextmanager
 def limit(work: dict[str, Any], photographs: Sequence[Path]) -> Iterator[Ask]:
     """Decode and engine in one process without a server (`benchmarks.peers.limit`)."""
-    environment = {**os.environ, VARIABLE: json.dumps({**work, "photographs": [str(p.resolve()) for p in photographs]})}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.peers.limit"], cwd=ROOT, env=environment, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
+    job = {**work, "photographs": [str(path.resolve()) for path in photographs]}
+    with Child("benchmarks.peers.limit", variables={VARIABLE: json.dumps(job)}) as child:
 
-    def answer() -> Any:
-        assert process.stdout is not None
-        if not (line := process.stdout.readline()):
-            raise Failure("the pipeline without a server ended early; see above")
-        return json.loads(line)
+        def ask(connections: int, seconds: float) -> Look:
+            answer = child.ask("load", {"connections": connections, "seconds": seconds})
+            return Look(len(answer["values"]), answer["seconds"], *latencies(answer["values"]), 0)
 
-    def ask(connections: int, seconds: float) -> Look:
-        print(json.dumps([connections, seconds]), file=process.stdin, flush=True)
-        found = answer()
-        return Look(len(found["values"]), found["seconds"], *latencies(found["values"]), 0)
-
-    try:
-        answer()
         yield ask
-    finally:
-        process.stdin.close()
-        process.wait()
-        process.stdout.close()
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:

@@ -8,17 +8,18 @@ batch and then has its turn at the engine; or one thread doing both.
 from __future__ import annotations
 
 import io
-import json
 import queue
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypedDict
 
 from PIL import Image
 
 from benchmarks.peers import work
+from benchmarks.process import answer
 from models.preprocess import Pixels
 from serving.runtime import cores
 
@@ -109,33 +110,45 @@ def turns(
     return times
 
 
-def main() -> int:
-    job = work.job()
-    classifier = work.classifier()
-    files = [Path(name).read_bytes() for name in job["photographs"]]
+class Load(TypedDict):
+    connections: int
+    seconds: float
 
-    def decode(index: int) -> Pixels:
-        return classifier.pixels(Image.open(io.BytesIO(files[index % len(files)])))
 
-    most = job["max_batch"]
-    ways: dict[str, Callable[[float, int], Times]] = {
-        "one thread": lambda s, _: alone(decode, classifier.run, s),
-        "one decoder": lambda s, n: pipeline(decode, classifier.run, s, 1, most, n),
-        "turns": lambda s, n: turns(decode, classifier.run, s, cores(), max(1, min(most, n // cores()))),
-        "a decoder per core": lambda s, n: pipeline(decode, classifier.run, s, cores(), most, n),
-    }
-    print(json.dumps("ready"), flush=True)
-    best: dict[int, str] = {1: "one thread"}
-    for line in sys.stdin:
-        connections, seconds = json.loads(line)
-        if connections not in best:
-            best[connections] = max(ways, key=lambda name: len(ways[name](TRIAL_S, connections)))
-        began = time.perf_counter()
-        times = ways[best[connections]](seconds, connections)
-        passed = time.perf_counter() - began
-        print(json.dumps({"seconds": passed, "values": [1e3 * t for t in times], "way": best[connections]}), flush=True)
-    return 0
+class Answer(TypedDict):
+    """The milliseconds of every image, the seconds of all, and the pipeline that was fastest."""
+
+    values: list[float]
+    seconds: float
+    way: str
+
+
+class Limit:
+    """The engine, the photographs, and the fastest pipeline for each number of images in flight."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        classifier, most = work.classifier(), job["max_batch"]
+        files = [Path(name).read_bytes() for name in job["photographs"]]
+
+        def decode(index: int) -> Pixels:
+            return classifier.pixels(Image.open(io.BytesIO(files[index % len(files)])))
+
+        self.ways: dict[str, Callable[[float, int], Times]] = {
+            "one thread": lambda s, _: alone(decode, classifier.run, s),
+            "one decoder": lambda s, n: pipeline(decode, classifier.run, s, 1, most, n),
+            "turns": lambda s, n: turns(decode, classifier.run, s, cores(), max(1, min(most, n // cores()))),
+            "a decoder per core": lambda s, n: pipeline(decode, classifier.run, s, cores(), most, n),
+        }
+        self.best = {1: "one thread"}
+
+    def load(self, load: Load) -> Answer:
+        connections = load["connections"]
+        if connections not in self.best:
+            self.best[connections] = max(self.ways, key=lambda way: len(self.ways[way](TRIAL_S, connections)))
+        way, began = self.best[connections], time.perf_counter()
+        times = self.ways[way](load["seconds"], connections)
+        return {"values": [1e3 * t for t in times], "seconds": time.perf_counter() - began, "way": way}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answer({"load": Limit(work.job()).load}))

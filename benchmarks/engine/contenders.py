@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, TypedDict
 
-from benchmarks.engine import passes as child
+from benchmarks.engine import passes
+from benchmarks.engine.passes import Job
 from benchmarks.engine.torch_engine import COMPILED, ON_CUDA, TORCH, Torch, cuda
-from benchmarks.process import ROOT
+from benchmarks.process import Child, PassError, answer
 from models.console import Failure, progress, table
 from models.preprocess import Pixels
 from serving.artifact import Artifact
@@ -28,6 +29,10 @@ from serving.runtime import available, cores
 
 if TYPE_CHECKING:
     import torch
+
+
+# At most, for each batch size.
+WARM_UP_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -45,46 +50,74 @@ def contenders(artifact: Artifact, compiled: bool = False) -> list[Contender]:
     return [*eager, *(Contender(e, p) for e, p in artifact.graphs() if e in usable)]
 
 
-def compare(
-    artifact: Artifact,
-    weights: str | None,
-    batches: Sequence[int],
-    rounds: int,
-    round_s: float,
-    threads: int,
-    compiled: bool = False,
-) -> list[dict[str, Any]]:
-    """A row for every engine, precision and batch: milliseconds per batch, the median of `rounds` and every value.
+@dataclass(frozen=True)
+class Turns:
+    """How the engines take turns: batch sizes, rounds, the shortest look in seconds, threads of each engine."""
+
+    batches: Sequence[int]
+    rounds: int
+    look_s: float = 0.5
+    threads: int = 0
+
+
+class Row(TypedDict):
+    """One engine at one precision and batch: milliseconds per batch, every round's and their median."""
+
+    network: str
+    engine: str
+    precision: str
+    batch: int
+    threads: int
+    latency_ms: float
+    values: list[float]
+
+
+class Work(Job):
+    """What a contender's process is started with."""
+
+    network: str | None  # as `models` calls it
+    classes: int
+    weights: str
+
+
+class Look(TypedDict):
+    batch: int
+    seconds: float
+
+
+def compare(artifact: Artifact, weights: str | None, turns: Turns, compiled: bool = False) -> list[Row]:
+    """A row for every engine, precision and batch.
 
     `weights` is what PyTorch loads (a file, or None for what the artifact was exported from).
     """
-    rows: dict[tuple[Contender, int], list[float]] = {}
+    values: dict[tuple[Contender, int], list[float]] = {}
     with ExitStack() as running:
         asks = {
-            c: running.enter_context(process(job(artifact, c, weights, batches, round_s, threads)))
-            for c in contenders(artifact, compiled)
+            contender: running.enter_context(process(work(artifact, contender, weights, turns.threads)))
+            for contender in contenders(artifact, compiled)
         }
-        for _ in progress(range(rounds), f"timing {artifact.network}"):
-            for batch in batches:
+        for ask in asks.values():
+            for batch in turns.batches:
+                ask("warm_up", batch, WARM_UP_S)
+        for _ in progress(range(turns.rounds), f"timing {artifact.network}"):
+            for batch in turns.batches:
                 for contender, ask in asks.items():
-                    rows.setdefault((contender, batch), []).append(ask(batch))
+                    values.setdefault((contender, batch), []).append(ask("time", batch, turns.look_s))
     return [
         {
             "network": artifact.network,
             "engine": contender.engine,
             "precision": contender.precision,
             "batch": batch,
-            "threads": threads,
-            "latency_ms": statistics.median(values),
-            "values": values,
+            "threads": turns.threads,
+            "latency_ms": statistics.median(rounds),
+            "values": rounds,
         }
-        for (contender, batch), values in rows.items()
+        for (contender, batch), rounds in values.items()
     ]
 
 
-def job(
-    artifact: Artifact, contender: Contender, weights: str | None, batches: Sequence[int], round_s: float, threads: int
-) -> dict[str, Any]:
+def work(artifact: Artifact, contender: Contender, weights: str | None, threads: int) -> Work:
     kind = artifact.weights
     if weights is None and kind == "custom":
         raise Failure(f"{artifact.tag} was exported from a file; pass it with --weights, so that PyTorch has it too")
@@ -97,46 +130,24 @@ def job(
         "network": artifact.architecture,
         "classes": artifact.classes,
         "weights": weights or kind,
-        "batches": list(batches),
-        "round_s": round_s,
     }
 
 
 @contextmanager
-def process(work: dict[str, Any]) -> Iterator[Callable[[int], float]]:
-    """A process with the engine of `work`, warm; the call asks it for the mean milliseconds of one batch."""
-    running = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.engine.sides"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert running.stdin is not None
-    assert running.stdout is not None
+def process(work: Work) -> Iterator[Callable[[str, int, float], float]]:
+    """A process with the engine of `work`; the call asks it for something at a batch, for so many seconds."""
+    with Child("benchmarks.engine.contenders", json.dumps(work)) as child:
 
-    def say(word: object) -> Any:
-        assert running.stdin is not None
-        assert running.stdout is not None
-        print(json.dumps(word), file=running.stdin, flush=True)
-        line = running.stdout.readline()
-        if not line:
-            raise Failure(f"{work['engine']} {work['precision']} of {work['network']} ended early; see above")
-        answer = json.loads(line)
-        if isinstance(answer, dict):
-            raise Failure(f"{work['engine']} {work['precision']} of {work['network']}: {answer['failed']}")
-        return answer
+        def ask(name: str, batch: int, seconds: float) -> float:
+            try:
+                return float(child.ask(name, {"batch": batch, "seconds": seconds}))
+            except PassError as error:
+                raise Failure(f"{work['engine']} {work['precision']} of {work['network']}: {error}") from error
 
-    try:
-        say(work)
-        yield lambda batch: float(say(batch))
-    finally:
-        running.stdin.close()
-        running.wait()
-        running.stdout.close()
+        yield ask
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> str:
+def summary(rows: Sequence[Row]) -> str:
     """Images per second, and how many times PyTorch's and ONNX Runtime's float32 rate that is."""
     rate = {(r["network"], r["batch"], r["engine"], r["precision"]): 1000 * r["batch"] / r["latency_ms"] for r in rows}
     lines = []
@@ -151,40 +162,33 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
     return table(lines, header, right=range(3, 9))
 
 
-# --- in the child -----------------------------------------------------------------------------------------------------
+# In the contender's process
 
 
-def main() -> int:
-    """Open what the first line names, then answer every batch size with its mean milliseconds."""
-    work = json.loads(sys.stdin.readline())
-    try:
-        ours = work["engine"] in (TORCH, COMPILED, *ON_CUDA.values())
-        run = torch_run(work) if ours else child.opened(work).run
-        images = {batch: child.pixels({**work, "batch": batch}) for batch in work["batches"]}
-        for batch in images.values():
-            child.warm_up(lambda batch=batch: run(batch), 2.0)  # type: ignore[misc]
-    except Exception as error:  # whatever an engine raises is the answer
-        print(json.dumps({"failed": " ".join(str(error).split())}), flush=True)
-        return 1
-    print(json.dumps(True), flush=True)
-    for line in sys.stdin:
-        batch = images[json.loads(line)]
-        run(batch)  # the first call after a sleep is not the machine's own
-        print(json.dumps(mean_ms(lambda batch=batch: run(batch), work["round_s"])), flush=True)  # type: ignore[misc]
-    return 0
+class Contending:
+    """The engine of one contender, opened when it is first run, and its images by batch size."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.images = work, dict[int, Pixels]()
+
+    @cached_property
+    def run(self) -> Callable[[Pixels], object]:
+        ours = self.work["engine"] in (TORCH, COMPILED, *ON_CUDA.values())
+        return torch_run(self.work) if ours else passes.opened(self.work).run
+
+    def warm_up(self, look: Look) -> bool:
+        images = self.images[look["batch"]] = passes.pixels(self.work, look["batch"])
+        return passes.warm_up(lambda: self.run(images), look["seconds"])
+
+    def time(self, look: Look) -> float:
+        """The mean milliseconds of a call."""
+        images, seconds = self.images[look["batch"]], look["seconds"]
+        self.run(images)  # the first call after a sleep is slower than the engine
+        values, took = passes.repeated(lambda: self.run(images), lambda passed, calls: passed >= seconds and calls > 0)
+        return 1e3 * took / len(values)
 
 
-def mean_ms(call: Callable[[], object], least_s: float) -> float:
-    import time
-
-    began, count = time.perf_counter(), 0
-    while (passed := time.perf_counter() - began) < least_s or not count:
-        call()
-        count += 1
-    return 1000 * passed / count
-
-
-def torch_run(work: dict[str, Any]) -> Callable[[Pixels], object]:
+def torch_run(work: Work) -> Callable[[Pixels], object]:
     """PyTorch as its users run it: eager or compiled, in inference mode, from the same uint8 pixels to the same
     probabilities.
     """
@@ -217,4 +221,5 @@ def torch_run(work: dict[str, Any]) -> Callable[[Pixels], object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    contending = Contending(json.loads(sys.argv[1]))
+    sys.exit(answer({"warm_up": contending.warm_up, "time": contending.time}))
