@@ -1,7 +1,7 @@
 """An artifact: a folder with a manifest, which `export/store.py` writes into BentoML's model store.
 
-Nothing is loaded from it whose sha256 differs from the manifest's record. What a name without a version means is
-decided here alone.
+A file whose sha256 differs from the manifest's record is never loaded. What a name without a version means is decided
+here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ class Artifact:
     folder: Path
     manifest: dict[str, Any]
     version: str = ""
-    created: datetime | None = None  # by BentoML's clock; None for a folder outside its store
+    created: datetime | None = None  # as BentoML's store has it; None for a folder outside the store
 
     @property
     def network(self) -> str:
-        """What it is called: a name of `models.SPECS`, or one that `export --name` gave it."""
+        """Its name: one of `models.SPECS`, or the one that `export --name` gave."""
         return str(self.manifest["network"])
 
     @property
     def architecture(self) -> str | None:
         """The row of `models.SPECS` that it is built by; None for a network of the user's own."""
-        # Manifests from before `--name` say it by the family alone: what is called otherwise was not ours.
+        # Manifests from before `--name` have the family only: "custom" was a network of the user's own.
         own = self.manifest.get("family") == "custom"
         row = self.manifest.get("architecture", None if own else self.network)
         return None if row is None else str(row)
 
     @property
     def exported(self) -> str:
-        """When, as people read it: "2026-11-22 10:03 UTC"."""
+        """When it was exported, for people: "2026-11-22 10:03 UTC"."""
         return f"{self.created.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if self.created else "at an unknown time"
 
     @property
@@ -90,7 +90,7 @@ class Artifact:
     def file(self, name: str) -> Path:
         """The path of a file that the manifest records, after checking its sha256.
 
-        Raises `ArtifactError` for a file that is not recorded, lies outside the folder, is a link, or has changed.
+        Raises `ArtifactError` if the file is not recorded, lies outside the folder, is a link, or has changed.
         """
         record = self.manifest["files"].get(name)
         if record is None:
@@ -118,7 +118,7 @@ class Artifact:
 
 
 def load(folder: Path, version: str = "", created: datetime | None = None) -> Artifact:
-    """The artifact in `folder`; `ArtifactError` when its manifest is missing or unreadable."""
+    """The artifact in `folder`. Raises `ArtifactError` if its manifest is missing or cannot be read."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text("utf-8"))
@@ -136,9 +136,10 @@ LATEST = "latest"
 
 
 def stored(name: str | None = None) -> list[Any]:
-    """BentoML's models that are artifacts of ours [called `name`], the one that a bare name means before others of it.
+    """The models in BentoML's store that are artifacts of ours, or those called `name`.
 
-    Trained before untrained, then the newest: an untrained export must not take the place of a trained one.
+    Of each name the one that the bare name means comes first: trained before untrained, then newest first. An untrained
+    export must not take the place of a trained one.
     """
     import bentoml
 
@@ -147,7 +148,7 @@ def stored(name: str | None = None) -> list[Any]:
 
 
 def trained(model: Any) -> bool:
-    """Whether the weights in one of BentoML's models are trained: `export/store.py` labels it so."""
+    """Whether the weights in one of BentoML's models are trained, as `export/store.py` has labelled it."""
     return bool(model.info.labels.get("weights") != "untrained")
 
 
@@ -160,7 +161,7 @@ def defaults() -> list[str]:
 
 
 def read(model: Any) -> Artifact:
-    """The artifact in one of BentoML's models; `ArtifactError` as `load` raises it."""
+    """The artifact in one of BentoML's models. Raises `ArtifactError` as `load` does."""
     return load(Path(model.path), model.tag.version or "", model.info.creation_time)
 
 
@@ -168,7 +169,7 @@ def find(tag: str) -> Artifact:
     """The artifact called `tag` in BentoML's model store.
 
     "resnet50:<version>" is that version. "resnet50" and "resnet50:latest" are the newest trained version, or the newest
-    where none is trained.
+    one if none is trained. Raises `ArtifactError` if there is none.
     """
     import bentoml
     from bentoml.exceptions import BentoMLException

@@ -16,7 +16,7 @@ from models.preprocess import Pixels
 from serving.artifact import ArtifactError
 from serving.trt import DEVICE
 
-# ONNX Runtime's wheels report usage and keep a database for it in the user's cache, from their import on.
+# Without this, ONNX Runtime reports usage from its import on, and keeps a database for that in the user's cache.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 Scores = NDArray[np.float32]
@@ -25,7 +25,7 @@ Scores = NDArray[np.float32]
 class Runtime(Protocol):
     """A network ready to run: `run` takes uint8 [n, height, width, channels] and gives probabilities [n, classes].
 
-    One call runs at a time in a `Runtime`; who shares one brings the lock.
+    One call may run at a time. Callers that share a `Runtime` must lock it.
     """
 
     engine: str
@@ -38,7 +38,7 @@ class Runtime(Protocol):
 
 
 class OnnxRuntime:
-    """ONNX Runtime on the CPU: one session, idle threads asleep so that decoding shares the cores with it."""
+    """ONNX Runtime on the CPU: one session. Its idle threads sleep, so that decoding can use their cores."""
 
     engine = "onnxruntime"
 
@@ -64,12 +64,13 @@ class OnnxRuntime:
 
 
 class OnnxRuntimeCuda:
-    """ONNX Runtime on an NVIDIA GPU, all of it there: a graph that needs the CPU, or a missing GPU, is refused.
+    """ONNX Runtime on an NVIDIA GPU. The whole graph runs there: one that needs the CPU is refused, and so is a missing
+    GPU.
 
-    Every batch is padded to a power of two, its bucket, and more images than the largest are run in pieces. A bucket
-    is prepared when it is first met: its input and output stay at one place in the GPU's memory, and ONNX Runtime
-    captures a CUDA graph of it in its first run and replays that from then on. It keeps the graphs for each thread
-    that calls, so one thread of our own does, whoever calls `run`.
+    A batch is padded to a power of two, its bucket. More images than the largest bucket holds are run in pieces. A
+    bucket is prepared when it is first used: its input and output stay at one place in the GPU's memory, and ONNX
+    Runtime captures a CUDA graph in its first run and replays that afterwards. ONNX Runtime keeps graphs by calling
+    thread, so one thread of our own makes all calls.
     """
 
     engine = "onnxruntime-cuda"
@@ -81,19 +82,20 @@ class OnnxRuntimeCuda:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         options.log_severity_level = 3
         provider = "CUDAExecutionProvider"
-        how = {
+        settings = {
             "device_id": str(DEVICE),
             "enable_cuda_graph": "1",
             "prefer_nhwc": "1",
-            # EXHAUSTIVE times every algorithm anew for every shape; cuDNN's own choice is close and there at once.
+            # EXHAUSTIVE times every algorithm again for every shape. cuDNN's own choice is nearly as fast, and
+            # immediate.
             "cudnn_conv_algo_search": "HEURISTIC",
-            # float32 means float32: TF32 would drop 13 bits of every factor.
+            # TF32 would drop 13 bits of every factor.
             "use_tf32": "0",
         }
         self.precision, self.threads = precision, threads
         self._ort = ort
-        self._session = ort.InferenceSession(str(graph), options, providers=[(provider, how)])
-        # Without a driver that fits, ONNX Runtime goes on with the CPU and says so in a log line alone.
+        self._session = ort.InferenceSession(str(graph), options, providers=[(provider, settings)])
+        # Without a driver that fits, ONNX Runtime uses the CPU and says so only in its log.
         if self._session.get_providers()[0] != provider:
             raise ArtifactError(f"ONNX Runtime gave {self._session.get_providers()[0]} in place of {provider}")
         self._input, self._output = self._session.get_inputs()[0], self._session.get_outputs()[0]
@@ -118,7 +120,7 @@ class OnnxRuntimeCuda:
         source, target, binding, options, padded = self._buckets[size]
         count = len(images)
         if size > count:
-            # The rows above hold an earlier batch: images do not meet inside a network, and their scores are not read.
+            # The other rows hold images of an earlier batch. They do not affect these, and their scores are not read.
             padded[:count] = images
             images = padded
         source.update_inplace(images)
@@ -127,7 +129,7 @@ class OnnxRuntimeCuda:
         return scores
 
     def _prepare(self, size: int) -> tuple[Any, Any, Any, Any, Pixels]:
-        """Input and output in the GPU's memory, bound; the run's options, which name its graph; host memory to pad in.
+        """Input and output in the GPU's memory, their binding, the run's options, and host memory to pad a batch in.
 
         A graph replays the addresses that it was captured with, so these live as long as the session.
         """
@@ -139,19 +141,19 @@ class OnnxRuntimeCuda:
         binding.bind_ortvalue_input(self._input.name, source)
         binding.bind_ortvalue_output(self._output.name, target)
         options = self._ort.RunOptions()
-        # One graph a bucket: without a name of its own, every shape would replay the first one's.
+        # The options name a graph for each bucket. Without a name, every shape would replay the first graph.
         options.add_run_config_entry("gpu_graph_id", str(size))
         return source, target, binding, options, np.zeros(shape, np.uint8)
 
     def close(self) -> None:
-        """Free everything; harmless the second time."""
+        """Free everything. A second call does nothing."""
         self._thread.shutdown()
         self._buckets.clear()
         self._session = None
 
 
 class OpenVino:
-    """OpenVINO on the CPU, in float32 as the file says: its own bfloat16 shortcut would change the answers."""
+    """OpenVINO on the CPU, in float32 as the file says. OpenVINO's default of bfloat16 would change the answers."""
 
     engine = "openvino"
 
@@ -167,8 +169,8 @@ class OpenVino:
         }
         core, self._model = openvino.Core(), None
         if lean:
-            # OpenVINO keeps the weights twice: as they came, and packed for its kernels. Those that came out of its
-            # cache are pages of a file, which `give_back_memory` drops. The file has no name beyond these lines.
+            # OpenVINO keeps the weights twice: as they came, and packed for its kernels. If they came from its cache,
+            # the first copy is pages of a file, which `give_back_memory` drops. The file is deleted after these lines.
             with suppress(OSError), TemporaryDirectory(prefix="podium-") as folder:
                 for _ in ("written", "mapped"):
                     self._model = core.compile_model(str(graph), "CPU", {**options, "CACHE_DIR": folder})
@@ -176,8 +178,8 @@ class OpenVino:
         self._request, self._tensor = self._model.create_infer_request(), openvino.Tensor
 
     def run(self, batch: Pixels) -> Scores:
-        # Not `infer`: its dispatch by type of input takes a tenth of a millisecond. The tensor shares the batch's
-        # memory and does not keep it alive, `shared` does; the output tensor is the request's, and is copied out.
+        # Not `infer`, which takes a tenth of a millisecond to look at the type of its input. The tensor shares the
+        # batch's memory, and `shared` keeps that alive. The output belongs to the request, so it is copied.
         shared = np.require(batch, requirements=("C", "W"))
         self._request.set_input_tensor(self._tensor(shared, shared_memory=True))
         self._request.start_async()
@@ -190,7 +192,7 @@ class OpenVino:
 
 
 def likeliest(scores: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """The `count` likeliest classes by their scores [classes], likeliest first; of equals the lower number first."""
-    # Only what can be among them is sorted: a thousand classes take longer than the rest of an answer.
+    """The `count` likeliest classes by their scores [classes], likeliest first, then by number."""
+    # Only the classes that can be among them are sorted: to sort a thousand takes longer than the rest of an answer.
     among = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
     return among[np.argsort(-scores[among], kind="stable")[:count]]

@@ -1,4 +1,4 @@
-"""Log lines that nobody can forge, and log lines as JSON, one object a line, for machines that collect them."""
+"""Log lines that no client can forge, and log lines as JSON, one object per line, for programs that collect them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from datetime import UTC, datetime
 
 from serving.text import printable
 
-# What a line says beside its message: `log.warning(..., extra={FIELDS: {...}})`. Not under names of its own: BentoML's
-# filter writes `request_id` into every record.
+# Further fields of a line: `log.warning(..., extra={FIELDS: {...}})`. They are under one name because BentoML's filter
+# writes a `request_id` of its own into every record.
 FIELDS = "podium_fields"
 
 
 class OneLine(logging.LogRecord):
-    """A record whose message is one line of printable characters, whichever library logs it and whatever a client's
-    text in it is. What follows it, a traceback, is indented: an exception's message may hold lines of its own, and none
-    of them may look like a line of the log.
+    """A record whose message is one line of printable characters, whichever library logs it and whatever text of a
+    client it holds.
+
+    A traceback after it is indented. An exception's message may have several lines, and none may look like a line of
+    the log.
     """
 
     def getMessage(self) -> str:  # noqa: N802  logging's name

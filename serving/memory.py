@@ -12,11 +12,11 @@ LARGE = 4 << 20  # bytes; a photograph of a megapixel is decoded in blocks below
 
 
 def bound_heap() -> None:
-    """Have glibc give large blocks back to the system as soon as they are freed, and keep of each thread's small ones
-    no more than that for the next.
+    """Have glibc give blocks of `LARGE` and more back to the system as soon as they are freed, and keep at most that
+    much of each thread's smaller ones.
 
-    By itself it keeps every size that was ever freed, up to 32 MB: after a few large images a service would hold
-    hundreds of megabytes for good.
+    Without this, glibc raises its bound with each block that is freed, up to 32 MB. After a few large images the
+    service would keep hundreds of megabytes.
     """
     with suppress(OSError, AttributeError):  # another system
         libc = ctypes.CDLL("libc.so.6")
@@ -25,9 +25,9 @@ def bound_heap() -> None:
 
 
 def give_back_memory() -> None:
-    """Let the system have what engines have freed, and the weights that a `lean` one has packed already.
+    """Give the system what engines have freed, and the weights of which a `lean` engine has a packed copy.
 
-    glibc would keep most of it for later. Dropped pages of a file are read again if they are asked for.
+    glibc would keep most of it. If a dropped page of a file is needed again, the system reads it again.
     """
     try:
         libc, maps = ctypes.CDLL("libc.so.6"), Path("/proc/self/maps").read_text("ascii", "replace")

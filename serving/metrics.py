@@ -47,8 +47,10 @@ class Histogram:
 
 
 class Metrics(Collector):
-    """The figures of one process, registered with `registry`. Counted on the event loop and in the workers' threads:
-    `queue_depth` and `batch_size` alone are written by the latter, and each by one thread at a time.
+    """The figures of one process, registered with `registry`.
+
+    The event loop writes them. Only `queue_depth` and `batch_size` are written by the workers, each by one thread at a
+    time.
     """
 
     def __init__(self, models: Iterable[str], registry: CollectorRegistry = REGISTRY) -> None:
@@ -64,14 +66,14 @@ class Metrics(Collector):
         registry.register(self)
 
     def add(self, model: str) -> None:
-        """Show `model` from now on, at zero where nothing is counted yet."""
+        """Show `model` from now on, with zeros until something is counted."""
         self.outcomes[model, "ok"] += 0
         self.stages.setdefault(model, [Histogram(SECONDS) for _ in STAGES])
         self.batch_size.setdefault(model, Histogram(SIZES))
         self.queue_depth.setdefault(model, 0)
 
     def observe(self, model: str, seconds: Iterable[float | None]) -> None:
-        """One answered image: its seconds by stage, in the order of `STAGES`; None for a stage it did not pass."""
+        """Count one answered image: its seconds by stage, in the order of `STAGES`; None for a stage it skipped."""
         self.outcomes[model, "ok"] += 1
         for stage, value in zip(self.stages[model], seconds, strict=True):
             if value is not None:
@@ -108,7 +110,7 @@ class Metrics(Collector):
         yield from self._power()
 
     def _power(self) -> Iterator[Metric]:
-        """What the sensors say now. One that cannot be read, or whose counter stands still, is absent and not zero."""
+        """What the sensors read now. One that cannot be read, or whose counter does not move, is left out, not zero."""
         watts = GaugeMetricFamily("podium_power_watts", "Power of the whole device", labels=["sensor"])
         joules = CounterMetricFamily(
             "podium_energy_joules", "Energy of the whole device since the server started", labels=["sensor"]

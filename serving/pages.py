@@ -1,7 +1,6 @@
 """The page at `/ui/`: the files of `serving/web`, and the newest result file for its figures.
 
-The files are read once. What is asked for is looked up among them by its whole path and never joined to a folder, so no
-path leads out of it.
+The files are read once. A path is looked up among theirs, and is never joined to a folder, so it cannot lead out of it.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ TYPES = {
     ".svg": "image/svg+xml",
 }
 
-# The page asks nobody but this server, runs nothing but its own files, and stands in nobody's frame. blob: is the
-# picture that the viewer chose, shown beside the answers.
+# The page asks only this server, runs only its own files, and cannot be put in a frame. blob: is the picture that the
+# viewer chose, shown beside the answers.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS = (
-    (b"cache-control", b"no-cache"),  # kept by the browser, and asked about by its ETag
+    (b"cache-control", b"no-cache"),  # a browser keeps it, and asks by its ETag whether it has changed
     (b"content-security-policy", POLICY.encode()),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"no-referrer"),
@@ -43,7 +42,7 @@ HEADERS = (
 
 
 class File:
-    """One file of the page, and that it has not changed for a browser that has it."""
+    """One file of the page, or 304 for a browser that has it."""
 
     def __init__(self, body: bytes, content_type: str) -> None:
         self._etag = b'"%s"' % hashlib.sha256(body).hexdigest()[:32].encode()
@@ -57,8 +56,9 @@ class File:
 
 
 class Redirect:
-    """The way to `/ui/`, relative, so that a proxy may have the service in a folder. A permanent one is kept by
-    browsers, for every server that they ever meet at the same address.
+    """A redirect to `/ui/`. It is relative, so that a proxy may put the service in a folder.
+
+    Browsers remember a permanent one (308) for every later server at the same address.
     """
 
     def __init__(self, status: Literal[307, 308]) -> None:
@@ -69,25 +69,26 @@ class Redirect:
 
 
 def files() -> dict[str, File]:
-    """What answers at which path: `/ui/` itself, and every file below it."""
-    found = {
+    """The files of the page by path: `/ui/` itself, and all below it."""
+    by_path = {
         ROOT + path.relative_to(WEB).as_posix(): File(path.read_bytes(), TYPES[path.suffix])
         for path in sorted(WEB.rglob("*"))
         if path.suffix in TYPES
     }
-    found[ROOT] = found.pop(f"{ROOT}index.html")
-    return found
+    by_path[ROOT] = by_path.pop(f"{ROOT}index.html")
+    return by_path
 
 
-# Where `make demo`, `make bench` and `python -m benchmarks run` leave result files, below the folder served from.
+# Where `make demo`, `make bench` and `python -m benchmarks run` leave result files, below the folder that the server
+# was started in.
 RESULTS = (".podium/*.json", ".podium/demo/*.json", ".podium/results/*.json", "benchmarks/results/*.json")
 
-# Reading stops every other request of this process for as long as it takes: about 10 ms per MB.
+# Bytes. Every other request waits while Python reads JSON, which takes about 10 ms per MB.
 LARGEST = 32_000_000
 
 SCHEMA = 1
 
-# What the page shows of a record. The single values, most of a file, stay behind.
+# What the page shows of a record. The single values, which are most of a file, are left out.
 RECORD = (
     "network", "year", "classes", "engine", "precision", "batch", "weights", "status", "throughput_img_s", "macs",
     "params", "top1", "top5", "accuracy_source",
@@ -101,17 +102,17 @@ ENVIRONMENT = ("cpu", "cores", "gpus", "memory_mb", "os", "virtual", "date", "se
 
 
 class Results:
-    """The newest result file below `folder`, read again only when a file has changed."""
+    """The newest result file below `folder`. A file is read again only if it has changed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.known: dict[Path, tuple[tuple[int, int], dict[str, Any] | None]] = {}
 
     def latest(self) -> dict[str, Any] | None:
-        """What the page shows of the file that was measured last; None where no file is a whole result file."""
+        """What the page shows of the file that was measured last; None if there is no whole result file."""
         self.known = dict(self.read())
-        found = [document for _, document in self.known.values() if document is not None]
-        return max(found, key=lambda document: str(document["environment"]["date"]), default=None)
+        documents = [document for _, document in self.known.values() if document is not None]
+        return max(documents, key=lambda document: str(document["environment"]["date"]), default=None)
 
     def read(self) -> Iterator[tuple[Path, tuple[tuple[int, int], dict[str, Any] | None]]]:
         for path in sorted({path for pattern in RESULTS for path in self.folder.glob(pattern)}):
@@ -128,7 +129,7 @@ class Results:
 
 
 def shown(text: bytes, name: str) -> dict[str, Any] | None:
-    """What the page shows of a result file; None for any other text, and for one in which nothing was measured."""
+    """What the page shows of a result file; None for any other text, and for a file in which nothing was measured."""
     try:
         document = read_json(text)
         if document["schema"] != SCHEMA:
@@ -143,7 +144,7 @@ def shown(text: bytes, name: str) -> dict[str, Any] | None:
 
 
 def row(record: dict[str, Any]) -> dict[str, Any]:
-    """`record` without its single values. Raises for what is no record."""
+    """`record` without its single values. Raises `ValueError` and others for what is not a record."""
     kept = {key: record.get(key) for key in RECORD}
     if not all(isinstance(kept[key], str) for key in ("network", "engine", "precision", "weights", "status")):
         raise ValueError("not a record")

@@ -1,7 +1,7 @@
 """The sensors of power and energy: RAPL's counters, and the NVIDIA board that CUDA shows first.
 
-RAPL is Intel's and AMD's count of what a processor package and its memory take, read through powercap; NVML counts for
-boards since Volta. Both count the whole device, other tenants included.
+RAPL is Intel's and AMD's counter of the energy of a processor package and its memory, read through powercap. NVML
+counts for boards since Volta. Both count the whole device, including what other programs use.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Protocol
 
 POWERCAP = Path("/sys/class/powercap")
 
-# RAPL's counters step about every millisecond: in this time one step more or less is 1 %.
+# RAPL's counters step about every millisecond, so over this time one step is 1 %.
 SHORTEST_S = 0.1
 
 Clock = Callable[[], float]
 
 
 class SensorError(Exception):
-    """There is no such sensor, or it cannot be read; the message is the reason."""
+    """There is no such sensor, or it cannot be read. The message is the reason."""
 
 
 class NoCounter(SensorError):
-    """The board is there and counts no energy."""
+    """The board is there, but does not count energy."""
 
 
 class Sensor(Protocol):
@@ -37,15 +37,15 @@ class Sensor(Protocol):
         ...
 
     def watts(self) -> float | None:
-        """Power now, or since this was last asked; None where that is too short a time to tell."""
+        """Power now, or the mean since the last call; None if that time is too short to tell."""
         ...
 
 
 class Domain:
     """One energy counter of RAPL.
 
-    Its wrap-around is followed where it is read at least once a round (`max_energy_range_uj`: on many Intel processors
-    262 kJ, 44 minutes at 100 W). Raises `SensorError` where it may not be read (only root may, on current kernels).
+    The counter wraps around at `max_energy_range_uj` (on many Intel processors 262 kJ, 44 minutes at 100 W), so it must
+    be read at least once in each round. Raises `SensorError` if it may not be read (current kernels allow only root).
     """
 
     def __init__(self, folder: Path, clock: Clock = time.monotonic) -> None:
@@ -85,8 +85,8 @@ class Domain:
 
 
 def domains(root: Path = POWERCAP) -> list[Path]:
-    """The folders of the packages and their memory; the counters of cores and uncore are parts of the package's, and
-    psys contains it: they would count twice.
+    """The folders of the packages and their memory. The counters of cores and uncore are parts of a package's, and psys
+    contains it, so they would count twice.
     """
     names = {folder: _text(folder / "name") for folder in sorted(root.glob("intel-rapl:*"))}
     return [folder for folder, name in names.items() if name.startswith("package") or name == "dram"]
@@ -95,8 +95,8 @@ def domains(root: Path = POWERCAP) -> list[Path]:
 class Board:
     """The energy of one NVIDIA GPU, `nvmlDeviceGetTotalEnergyConsumption` (Volta and later), and its power.
 
-    It is the GPU that CUDA shows first, so with several boards the environment variable CUDA_DEVICE_ORDER should be
-    PCI_BUS_ID, in which NVML counts them.
+    It is the GPU that CUDA shows first. With several boards, set the environment variable CUDA_DEVICE_ORDER to
+    PCI_BUS_ID, because that is NVML's order.
     """
 
     _first: int  # millijoules
@@ -129,7 +129,7 @@ class Board:
         return (now - self._first) / 1e3
 
     def watts(self) -> float:
-        """As the board says: a mean over a second on recent ones."""
+        """The board's own reading, on recent boards a mean over one second."""
         try:
             return self._power()
         except self._nvml.NVMLError as error:
@@ -149,7 +149,7 @@ class Board:
 
 
 def sensors(root: Path = POWERCAP, clock: Clock = time.monotonic) -> list[Sensor]:
-    """Every sensor that can be read here, its count begun."""
+    """Every sensor that can be read here. Each counts from now on."""
     found: list[Sensor] = []
     for folder in domains(root):
         with suppress(SensorError):

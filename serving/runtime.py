@@ -20,17 +20,17 @@ CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 def cores() -> int:
-    """The processors this process may use: those it may run on, and no more than its container's quota pays for."""
+    """The processors that this process may use: those it may run on, but no more than its container's quota allows."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = CPU_MAX.read_text("ascii").split()
         return max(1, min(here, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no control group, or "max": no quota
+    except (OSError, ValueError):  # without a control group, or with "max" in it, there is no quota
         return here
 
 
 def cpu_model() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name, as the system gives it."""
     try:
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
@@ -63,12 +63,12 @@ PACKAGES = {
 
 
 def installed() -> tuple[str, ...]:
-    """The engines whose packages are installed here: they can build."""
+    """The engines whose packages are installed here."""
     from importlib.metadata import distributions
     from importlib.util import find_spec
 
     found = [engine for engine, (package, _) in PACKAGES.items() if find_spec(package)]
-    # onnxruntime and onnxruntime-gpu are one module: only the name it was installed by tells whether CUDA is in it.
+    # onnxruntime and onnxruntime-gpu are the same module. Only the name of its package tells whether it has CUDA.
     if not any((d.name or "").lower() == "onnxruntime-gpu" for d in distributions(name="onnxruntime-gpu")):
         found = [engine for engine in found if engine != "onnxruntime-cuda"]
     return tuple(found)
@@ -76,19 +76,19 @@ def installed() -> tuple[str, ...]:
 
 @cache
 def available() -> tuple[str, ...]:
-    """The engines that can run here: installed, and with a GPU where they need one."""
+    """The engines that can run here: they are installed, and the GPU is there if they need one."""
     return tuple(engine for engine in installed() if engine not in GPU_ENGINES or _has_gpu())
 
 
 def _has_gpu() -> bool:
     try:
         return gpu() is not None
-    except Failure:  # the package that asks is missing, or its driver is
+    except Failure:  # cuda-bindings or the driver is missing
         return False
 
 
 def unusable(engine: str) -> str:
-    """Why `engine` does not run here, and what to do about it."""
+    """Why `engine` does not run here, and the repair."""
     _, extra = PACKAGES[engine]
     if engine not in installed():
         return f"engine {engine} is not installed; pip install 'podium[{extra}]'"
@@ -96,31 +96,31 @@ def unusable(engine: str) -> str:
 
 
 class Choice(NamedTuple):
-    """What a network runs with."""
+    """What runs a network."""
 
     engine: str
     precision: str
     threads: int
 
 
-# What to run where nothing was measured on a machine like this: a GPU, then the lower precision, then OpenVINO. On two
-# cores (benchmarks/results/intel-xeon-2c-2026-11-22/report.md) INT8 on OpenVINO beats INT8 on ONNX Runtime by 1.9 to
-# 3.6 times at batch 1 in each of the lecture's five networks, and that beats either engine's fp32 by 1.6 to 3.5 times;
-# in fp32 OpenVINO is ahead by 1.04 to 1.5 times. An INT8 file is saved only if it answers as its original does.
+# What to run if nothing was measured on a machine like this: a GPU, then the lower precision, then OpenVINO. On two
+# cores (benchmarks/results/intel-xeon-2c-2026-11-22/report.md), in each of the lecture's five networks at batch 1, INT8
+# on OpenVINO is 1.9 to 3.6 times as fast as INT8 on ONNX Runtime, and that is 1.6 to 3.5 times as fast as fp32 on
+# either. In fp32 OpenVINO is 1.04 to 1.5 times as fast. An INT8 file is saved only if it answers as its original does.
 ENGINES_BY_SPEED = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime")
 PRECISIONS_BY_SPEED = ("int8", "fp16", "fp32")
 
 
-def by_expected_speed(side: tuple[str, str]) -> tuple[bool, int, int]:
-    """A key that sorts (engine, precision), the one expected to be fastest first."""
-    engine, precision = side
+def by_expected_speed(pair: tuple[str, str]) -> tuple[bool, int, int]:
+    """A key that sorts pairs (engine, precision), the one expected to be fastest first."""
+    engine, precision = pair
     return engine not in GPU_ENGINES, PRECISIONS_BY_SPEED.index(precision), ENGINES_BY_SPEED.index(engine)
 
 
 def _tuned(artifact: Artifact) -> list[tuple[str, str, int]]:
     """(engine, precision, threads) from fastest to slowest, if the export measured them on a machine like this.
 
-    The product of the latencies over the batch sizes orders them, so that no batch size is given up for another.
+    They are sorted by the product of their latencies over the batch sizes, so that all batch sizes count alike.
     """
     tuning = artifact.manifest.get("tuning") or {}
     if (tuning.get("cpu"), tuning.get("cores")) != (cpu_model(), cores()):
@@ -133,10 +133,10 @@ def _tuned(artifact: Artifact) -> list[tuple[str, str, int]]:
 
 
 def choose(artifact: Artifact, engine: str = "auto", precision: str = "auto", threads: int = 0) -> Choice:
-    """What to run `artifact` with: of what fits the wish, a GPU's engine, else the fastest that tuning measured on a
-    machine like this, else what is expected to be fastest.
+    """What should run `artifact`: of what the arguments allow, a GPU's engine, else the fastest that tuning measured on
+    a machine like this, else the one expected to be fastest.
 
-    `threads` 0 takes the count that tuning chose, or every core.
+    `threads` 0 takes the number that tuning chose, or one per core. Raises `ArtifactError` if nothing fits.
     """
     graphs, usable = artifact.graphs(), available()
     if engine != "auto" and engine not in ENGINES:
@@ -144,10 +144,10 @@ def choose(artifact: Artifact, engine: str = "auto", precision: str = "auto", th
     if engine != "auto" and engine not in usable:
         raise ArtifactError(unusable(engine))
     fitting = [(e, p) for e, p in graphs if e in usable and engine in ("auto", e) and precision in ("auto", p)]
-    if engine == "auto":  # a plan that was built for another GPU is taken only if it is asked for, and then says so
-        fitting = [side for side in fitting if _loads_here(artifact, *side)] or fitting
+    if engine == "auto":  # if nothing else fits, a plan for another GPU is taken, and opening it says what is wrong
+        fitting = [pair for pair in fitting if _loads_here(artifact, *pair)] or fitting
     fitting.sort(key=by_expected_speed)
-    if fitting and fitting[0][0] not in GPU_ENGINES:  # tuning measures the CPU's engines alone
+    if fitting and fitting[0][0] not in GPU_ENGINES:  # tuning measures only the CPU's engines
         for e, p, tuned in _tuned(artifact):
             if (e, p) in fitting:
                 return Choice(e, p, threads or tuned)
@@ -161,7 +161,7 @@ def choose(artifact: Artifact, engine: str = "auto", precision: str = "auto", th
 
 
 def _loads_here(artifact: Artifact, engine: str, precision: str) -> bool:
-    """Whether the plan of `engine`, if that runs one, was built for this machine's GPU, driver and engine version."""
+    """Whether the plan of `engine`, if it runs one, was built for this machine's GPU, driver and engine version."""
     if engine not in PLAN_ENGINES:
         return True
     record = artifact.manifest["files"][artifact.graphs()[engine, precision]].get("plan", {})
@@ -177,9 +177,10 @@ def _loads_here(artifact: Artifact, engine: str, precision: str) -> bool:
 def open(
     artifact: Artifact, engine: str = "auto", precision: str = "auto", threads: int = 0, lean: bool = False
 ) -> Runtime:
-    """`artifact` loaded into an engine, its file's sha256 checked; `threads` 0 takes every core.
+    """`artifact` loaded into an engine, after its file's sha256 was checked. The arguments are those of `choose`.
 
-    `lean` takes half a second longer, and lets `give_back_memory` free what the engine does not need once it is warm.
+    `lean` takes half a second longer, and lets `give_back_memory` free what a warm engine does not need. Raises
+    `Failure` with the repair.
     """
     chosen = choose(artifact, engine, precision, threads)
     name = artifact.graphs()[chosen.engine, chosen.precision]
@@ -195,7 +196,7 @@ def open(
 
 
 def refused(artifact: Artifact, what: str, error: Exception) -> ArtifactError:
-    """What an engine's own exception comes to: memory that it did not get, or a graph that it cannot run."""
-    memory = isinstance(error, MemoryError) or "alloc" in str(error)  # most say so in a text alone
+    """An engine's own exception as ours: there was too little memory, or the graph cannot run."""
+    memory = isinstance(error, MemoryError) or "alloc" in str(error)  # most engines say so only in the text
     repair = "there is too little memory: free some, or load less" if memory else "export it again"
     return ArtifactError(f"{artifact.tag}: {what}; {repair} ({error})")

@@ -1,9 +1,9 @@
-"""A worker that cannot start ends the server, with one line that says why and status 1; and it ends with its server.
+"""What `bentoml serve`, a supervisor with its worker, lacks: an end if the worker cannot start, and a common end.
 
-`bentoml serve` is a supervisor and its worker. It starts a worker that ended again: right for one that had served, but
-one that cannot start would be started for ever. So a worker tells the supervisor that it is ready, or why it is not.
-A supervisor that is killed ends nobody, and its worker would keep the port for ever: so a worker watches the pipe.
-BentoML looks for workers that ended every ten seconds: so it is told to look as soon as one has.
+The supervisor starts every worker again that has ended. That is right if it had served, but one that cannot start would
+be started again and again. So a worker tells the supervisor that it is ready, or why it cannot start. Then the server
+ends with that line and status 1. If the supervisor is killed, its worker would keep the port. So the worker watches the
+pipe to it, and ends too. And the supervisor looks for ended workers every ten seconds. So we have it look at once.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from serving.bentoml_seams import inherited_pipe, look_soon, started_arbiters
 
 log = logging.getLogger("bentoml.podium")
 
-# The pipe to the supervisor that its workers inherit, by the number of its file descriptor. What goes through it are
-# lines: the worker's process id, and why it cannot start, or nothing where it is ready.
+# The variable with the file descriptor of the pipe to the supervisor, which workers inherit. Each line in the pipe is a
+# worker's process id, followed by why it cannot start, or by nothing if it is ready.
 PIPE = "PODIUM_SUPERVISOR_FD"
 
-# Seconds in which a worker without its supervisor may answer what is under way.
+# Seconds that a worker without its supervisor has to answer the requests it is handling.
 GRACE = 5.0
 
 
 def watch(command: click.Context) -> None:
-    """In the supervisor, before its first worker: a worker that ends and was never ready ends `command` with a line."""
+    """In the supervisor, before its first worker: if a worker ends before it was ready, end `command` with one line."""
     if not hasattr(os, "waitid"):  # macOS before Python 3.13
         return
     reading, writing = os.pipe()
@@ -51,7 +51,7 @@ def watch(command: click.Context) -> None:
                 worker, _, why = line.partition(" ")
                 said[worker] = why
         try:
-            # Only a look: the supervisor itself collects what its workers leave.
+            # WNOWAIT only looks: the supervisor itself collects its workers' statuses.
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
@@ -73,23 +73,23 @@ def watch(command: click.Context) -> None:
 
 
 def unsaid(status: int, killed: bool) -> str:
-    """Why a worker ended that could not say so; nothing where it was asked to end."""
+    """Why a worker ended that did not say so itself; "" if it was asked to end."""
     if not killed:
         return f"the worker ended with status {status} before it was ready; its log says why" if status else ""
     if status in (signal.SIGTERM, signal.SIGINT):
         return ""
     return (
         f"{signal.Signals(status).name} ended the worker while it loaded the models; "
-        "where memory ran out, name fewer of them in PODIUM_MODELS"
+        "if memory ran out, name fewer of them in PODIUM_MODELS"
     )
 
 
 def follow() -> None:
-    """In a worker, as early as can be: from now on it ends when its supervisor does, however that ends.
+    """In a worker, as early as possible: from now on it ends when its supervisor ends, for whatever reason.
 
-    The supervisor alone holds the reading end of the pipe, and the kernel closes it. That is seen whenever it happened,
-    so that there is no moment before this in which a supervisor could die unnoticed; a parent-death signal has one, and
-    comes too when only the thread that started the worker ends.
+    Only the supervisor holds the reading end of the pipe, and the kernel closes it. The worker sees that even if it
+    happened before this call. A parent-death signal would miss that, and would also come if only the thread that
+    started the worker ended.
     """
     if PIPE in os.environ:
         pipe = inherited_pipe(int(os.environ[PIPE]))
@@ -98,7 +98,7 @@ def follow() -> None:
 
 def _end_with(pipe: int) -> None:
     gone = select.poll()
-    gone.register(pipe, 0)  # an error, or a hang-up, is told in any case
+    gone.register(pipe, 0)  # errors and hang-ups are always reported
     gone.poll()
     log.warning("the supervisor is gone; the worker ends too, in at most %g s", GRACE)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -108,7 +108,7 @@ def _end_with(pipe: int) -> None:
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """What is raised in here ends a worker that is watched; a defect of ours leaves its traceback in the log."""
+    """An exception in here ends a worker that is watched. If it is a defect of ours, the log gets its traceback."""
     try:
         yield
     except Exception as error:
@@ -120,17 +120,17 @@ def starting() -> Iterator[None]:
             log.exception("the worker cannot start")
             tell(f"the worker cannot start, {type(error).__name__}: the log has the traceback")
         logging.shutdown()
-        # At once: BentoML and its web server would each log the exception too.
+        # At once, because BentoML and its web server would each log the exception too.
         os._exit(1)
 
 
 def ready() -> None:
-    """In a worker: from now on it is started again when it ends."""
+    """In a worker: from now on it is started again if it ends."""
     if PIPE in os.environ:
         tell("")
 
 
 def tell(why: str) -> None:
-    # No longer than what a pipe takes in one piece.
+    # A pipe takes so many bytes in one piece.
     line = f"{os.getpid()} {why}".encode()[: select.PIPE_BUF - 1] + b"\n"
     os.write(int(os.environ[PIPE]), line)

@@ -1,4 +1,4 @@
-"""Text that somebody else wrote, made fit for a log line, an error and an answer; and JSON read strictly."""
+"""Text from outside, made safe for a log line, an error and an answer; and JSON, read strictly."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ ECHO = 80
 
 
 def printable(text: str) -> str:
-    """`text` with every control character, line separator, lone surrogate and the like written as its escape: one line,
-    which can end neither a log line nor a terminal's colours.
+    """`text` as one line, with every control character, line separator, lone surrogate and the like as its escape.
+
+    It can neither begin a new log line nor change a terminal's colours.
     """
     if text.isprintable():
         return text
@@ -32,10 +33,10 @@ def refuse_constant(name: str) -> Any:
 
 
 def read_json(text: bytes, constant: Callable[[str], Any] = refuse_constant) -> Any:
-    """The value of a JSON document (RFC 8259, and nothing beside it), which can always be written again.
+    """The value of a JSON document, strictly by RFC 8259. It can always be written again.
 
-    Python's own reader takes NaN and Infinity, numbers that no float holds, halves of surrogate pairs, UTF-16, and of
-    two equal keys the last. Raises `ValueError` for each of these, and for what is nested too deeply.
+    Python's own reader takes NaN and Infinity, numbers that no float can hold, halves of surrogate pairs, UTF-16, and
+    the last of two equal keys. Here each of these raises `ValueError`, and so does what is nested too deeply.
     """
     try:
         value = json.loads(
@@ -44,7 +45,7 @@ def read_json(text: bytes, constant: Callable[[str], Any] = refuse_constant) -> 
             parse_float=_finite,
             object_pairs_hook=_object,
         )
-        if b"\\u" in text:  # the one way to half of a surrogate pair
+        if b"\\u" in text:  # half of a surrogate pair can only be written as an escape
             json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
     except RecursionError:
         raise ValueError("nested too deeply") from None

@@ -373,7 +373,7 @@ if "_bentoml_impl.worker.service" in sys.orig_argv:
 @pytest.mark.parametrize(
     ("happens", "message"),
     [
-        ("os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL ended the worker while it loaded the models; where memory"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL ended the worker while it loaded the models; if memory"),
         ("shutil.rmtree({folder!r})", "`python -m export fleeting` makes one"),
         ("os._exit(7)", "the worker ended with status 7 before it was ready"),
     ],
