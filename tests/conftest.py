@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports bentoml: it reads both when it is first imported.
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
@@ -17,14 +19,26 @@ os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="podium-tests-")
 import numpy as np
 import pytest
 
+pytest.register_assert_rewrite("tests.fakes")
+
 from export.__main__ import ACTIONS
 from export.__main__ import main as export_main
 from export.store import manifest_of, save
 from models.preprocess import Preprocess, default_labels
-from serving.artifact import Artifact
+from serving.artifact import Artifact, find
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from tests.fakes.server import Server
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER_FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 SHAPE = (32, 32, 3)  # of what `tiny_onnx` takes
 
 
@@ -71,8 +85,51 @@ def export(*argv: object) -> int:
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def lenet5() -> Artifact:
+    assert export("lenet5") == 0
+    return find("lenet5")
+
+
+@pytest.fixture(scope="session")
+def efficientnet_lite0() -> Artifact:
+    """A trained classifier of photographs."""
+    assert export("--module", "examples/efficientnet_lite0.py:network") == 0
+    return find("efficientnet_lite0")
+
+
+@pytest.fixture(scope="session")
+def server(tiny: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A service with `tiny`, which takes bodies of 100 kB."""
+    from tests.fakes.server import serve
+
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with serve(log, PODIUM_MODELS=tiny.tag, PODIUM_MAX_BODY_MB="0.1") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; no test with an event loop of its own may be in the module, because the browser's driver keeps one."""
+    from playwright.sync_api import sync_playwright
+
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        assert "CI" not in os.environ, f"none of {', '.join(BROWSERS)} is installed; `.ci/run` installs one"
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed; on Debian and Ubuntu: apt-get install chromium")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=executable, args=BROWSER_FLAGS)
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(autouse=True)

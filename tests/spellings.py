@@ -11,7 +11,7 @@ from serving.api import Api
 from serving.artifact import Artifact
 from serving.classify import Serving
 from serving.settings import Settings
-from tests.test_api import behind
+from tests.fakes.interface import behind
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "OPTIONS")
 LOOK = {"Authorization": "Bearer look"}

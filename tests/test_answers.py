@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import math
@@ -25,7 +24,8 @@ from serving.exchange import encode
 from serving.logs import JsonLines, OneLine, protect
 from serving.text import printable, quoted, read_json
 from tests.conftest import SHAPE, save_tiny
-from tests.test_api import ADMIN, END, KEY, ask, behind, client_of, is_error, jpeg, part, started
+from tests.fakes.interface import ADMIN, END, KEY, ask, behind, client_of, is_error, part, started
+from tests.fakes.pictures import jpeg
 
 COUNT = math.prod(SHAPE)
 PIXELS = [i % 256 for i in range(COUNT)]
@@ -187,8 +187,8 @@ BAD_REQUESTS = {
 
 
 @pytest.mark.parametrize("body", BAD_REQUESTS.values(), ids=BAD_REQUESTS)
-def test_a_request_is_strict_json(tiny: Artifact, body: bytes) -> None:
-    response = ask(tiny, "POST", INFER, content=body)
+async def test_a_request_is_strict_json(tiny: Artifact, body: bytes) -> None:
+    response = await ask(tiny, "POST", INFER, content=body)
     assert response.status_code == 400, response.text
     assert list(response.json()) == ["error"] and len(response.content) < 1200
 
@@ -212,9 +212,9 @@ def test_a_tensor_comes_in_one_way() -> None:
             read(head + bytes(PIXELS), length)
 
 
-def test_an_id_comes_back_as_it_was_sent(tiny: Artifact) -> None:
+async def test_an_id_comes_back_as_it_was_sent(tiny: Artifact) -> None:
     for id_ in ("", "seven", 'a"b\\', "\n\u2028", "日本", "\x00", "😀"):
-        response = ask(tiny, "POST", INFER, content=written(id=id_))
+        response = await ask(tiny, "POST", INFER, content=written(id=id_))
         assert response.status_code == 200 and response.json().get("id", "") == id_
 
 
@@ -251,55 +251,46 @@ def test_what_is_read_strictly_can_be_written(value: Any) -> None:
         assert json.loads(encode(strict)) == {"a": value}
 
 
-def test_labels_and_manifests_that_cannot_be_written_are_answered(tiny: Artifact) -> None:
-    async def test() -> None:
-        async with started(tiny) as serving, client_of(serving) as client:
-            model = serving.models["tiny"]
-            for one in model.classes:
-                one["label"] = "half \ud800"
-            model.artifact.manifest["parity"] = {"cosine": math.nan}
-            try:
-                answer = await client.post("/classify", content=jpeg())
-                assert answer.status_code == 200 and answer.json()["predictions"][0]["label"] == "half \ud800"
-                assert (await client.get("/models/tiny")).json()["manifest"]["parity"] == {"cosine": None}
-            finally:
-                del model.artifact.manifest["parity"]
-
-    asyncio.run(test())
+async def test_labels_and_manifests_that_cannot_be_written_are_answered(tiny: Artifact) -> None:
+    async with started(tiny) as serving, client_of(serving) as client:
+        model = serving.models["tiny"]
+        for one in model.classes:
+            one["label"] = "half \ud800"
+        model.artifact.manifest["parity"] = {"cosine": math.nan}
+        try:
+            answer = await client.post("/classify", content=jpeg())
+            assert answer.status_code == 200 and answer.json()["predictions"][0]["label"] == "half \ud800"
+            assert (await client.get("/models/tiny")).json()["manifest"]["parity"] == {"cosine": None}
+        finally:
+            del model.artifact.manifest["parity"]
 
 
-def test_a_failure_after_the_handler_is_an_error_of_the_contract(
+async def test_a_failure_after_the_handler_is_an_error_of_the_contract(
     tiny: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def test() -> None:
-        async with started(tiny) as serving, client_of(serving) as client:
+    async with started(tiny) as serving, client_of(serving) as client:
 
-            async def broken(*_: object, **__: object) -> Any:
-                return {"cycle": cycle}
+        async def broken(*_: object, **__: object) -> Any:
+            return {"cycle": cycle}
 
-            cycle: list[Any] = []
-            cycle.append(cycle)
-            monkeypatch.setattr(serving, "classify", broken)
-            response = await client.post("/classify", content=jpeg(), headers={"X-Request-ID": "find-me"})
-            assert is_error(response, 500, "internal") and response.headers["x-request-id"] == "find-me"
-            counted = serving.registry.get_sample_value
-            assert counted("podium_requests_total", {"model": "unknown", "outcome": "internal"}) == 1
-
-    asyncio.run(test())
+        cycle: list[Any] = []
+        cycle.append(cycle)
+        monkeypatch.setattr(serving, "classify", broken)
+        response = await client.post("/classify", content=jpeg(), headers={"X-Request-ID": "find-me"})
+        assert is_error(response, 500, "internal") and response.headers["x-request-id"] == "find-me"
+        counted = serving.registry.get_sample_value
+        assert counted("podium_requests_total", {"model": "unknown", "outcome": "internal"}) == 1
     assert "request_id=find-me" in caplog.text
 
 
-def test_scores_that_are_not_finite_are_no_answer_of_the_protocol(tiny: Artifact) -> None:
-    async def test() -> None:
-        async with started(tiny) as serving, client_of(serving) as client:
-            serving.models["tiny"].batcher.run = lambda batch: np.full((len(batch), 10), np.inf, np.float32)
-            for binary in (True, False):
-                response = await client.post(INFER, content=written(parameters={"binary_data_output": binary}))
-                assert response.status_code == 500 and list(response.json()) == ["error"]
-            counted = serving.registry.get_sample_value
-            assert counted("podium_requests_total", {"model": "tiny", "outcome": "internal"}) == 2
-
-    asyncio.run(test())
+async def test_scores_that_are_not_finite_are_no_answer_of_the_protocol(tiny: Artifact) -> None:
+    async with started(tiny) as serving, client_of(serving) as client:
+        serving.models["tiny"].batcher.run = lambda batch: np.full((len(batch), 10), np.inf, np.float32)
+        for binary in (True, False):
+            response = await client.post(INFER, content=written(parameters={"binary_data_output": binary}))
+            assert response.status_code == 500 and list(response.json()) == ["error"]
+        counted = serving.registry.get_sample_value
+        assert counted("podium_requests_total", {"model": "tiny", "outcome": "internal"}) == 2
 
 
 # Errors
@@ -359,29 +350,26 @@ def odd_requests(text: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_an_error_repeats_little_of_what_was_sent(tiny: Artifact, name: str) -> None:
-    async def test() -> None:
-        async with started(tiny, PODIUM_ADMIN_TOKEN="turn the key") as serving:
-            client = client_of(serving)
-            for method, target, named in odd_requests(ODD[name]):
-                named["headers"] = {**KEY, **named.get("headers", {})}
-                response = await client.request(method, target, **named)
-                what = f"{method} {target[:60]}: {response.text[:300]}"
-                assert response.status_code < 500, what
-                assert response.headers.get("x-request-id"), what
-                if response.status_code >= 400:
-                    message = response.json()["error"]
-                    text = message if isinstance(message, str) else message["message"]
-                    assert text and len(response.content) <= 1200, what
-                    assert printable(text) == text, what
-            labels = set(serving.metrics.outcomes)
-            assert {model for model, _ in labels} <= {"tiny", "unknown"}
-            codes = {
-                kind.code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RequestError)
-            }
-            assert {outcome for _, outcome in labels} <= codes | {"ok", "client_gone"}
-
-    asyncio.run(test())
+async def test_an_error_repeats_little_of_what_was_sent(tiny: Artifact, name: str) -> None:
+    async with started(tiny, PODIUM_ADMIN_TOKEN="turn the key") as serving:
+        client = client_of(serving)
+        for method, target, named in odd_requests(ODD[name]):
+            named["headers"] = {**KEY, **named.get("headers", {})}
+            response = await client.request(method, target, **named)
+            what = f"{method} {target[:60]}: {response.text[:300]}"
+            assert response.status_code < 500, what
+            assert response.headers.get("x-request-id"), what
+            if response.status_code >= 400:
+                message = response.json()["error"]
+                text = message if isinstance(message, str) else message["message"]
+                assert text and len(response.content) <= 1200, what
+                assert printable(text) == text, what
+        labels = set(serving.metrics.outcomes)
+        assert {model for model, _ in labels} <= {"tiny", "unknown"}
+        codes = {
+            kind.code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RequestError)
+        }
+        assert {outcome for _, outcome in labels} <= codes | {"ok", "client_gone"}
 
 
 @pytest.mark.parametrize("text", ["a" * 5000, "\n" * 5000, "\ud800", "\x1b[0m" * 900])
@@ -391,36 +379,33 @@ def test_no_message_is_long_or_more_than_a_line(text: str) -> None:
     assert len(quoted(text)) < 1000 and quoted(text).isprintable()
 
 
-def test_every_refusal_is_counted(tiny: Artifact) -> None:
-    async def test() -> None:
-        async with started(tiny, **ADMIN) as serving, client_of(serving) as client:
-            look = {"Authorization": "Bearer look"}
+async def test_every_refusal_is_counted(tiny: Artifact) -> None:
+    async with started(tiny, **ADMIN) as serving, client_of(serving) as client:
+        look = {"Authorization": "Bearer look"}
 
-            async def total(method: str, path: str, status: int, **named: Any) -> None:
-                before = sum(serving.metrics.outcomes.values())
-                response = await client.request(method, path, **named)
-                assert response.status_code == status, response.text
-                assert sum(serving.metrics.outcomes.values()) == before + 1, path
+        async def total(method: str, path: str, status: int, **named: Any) -> None:
+            before = sum(serving.metrics.outcomes.values())
+            response = await client.request(method, path, **named)
+            assert response.status_code == status, response.text
+            assert sum(serving.metrics.outcomes.values()) == before + 1, path
 
-            await total("DELETE", "/classify", 405)
-            await total("POST", "/classify", 401, content=jpeg())
-            await total("POST", "/classify", 200, content=jpeg(), headers=look)
-            await total("POST", "/classify", 415, content=b"no", headers=look)
-            await total(
-                "POST", "/classify/batch", 400, content=b"no", headers={**look, "content-type": "multipart/form-data"}
-            )
-            await total("POST", "/compare", 200, content=jpeg(), headers=look)
-            await total("POST", INFER, 200, content=written(), headers=look)
-            await total("POST", INFER, 400, content=b"[", headers=look)
-            await total("GET", "/models/none", 404, headers=look)
-            await total("POST", "/models/none/load", 404, headers=KEY)
-            await total("POST", "/models/none/unload", 404, headers=KEY)
-            serving.closing = True
-            await total("POST", "/classify", 503, content=jpeg(), headers=look)
-            assert serving.metrics.outcomes["unknown", "shutting_down"] == 1
-            serving.closing = False
-
-    asyncio.run(test())
+        await total("DELETE", "/classify", 405)
+        await total("POST", "/classify", 401, content=jpeg())
+        await total("POST", "/classify", 200, content=jpeg(), headers=look)
+        await total("POST", "/classify", 415, content=b"no", headers=look)
+        await total(
+            "POST", "/classify/batch", 400, content=b"no", headers={**look, "content-type": "multipart/form-data"}
+        )
+        await total("POST", "/compare", 200, content=jpeg(), headers=look)
+        await total("POST", INFER, 200, content=written(), headers=look)
+        await total("POST", INFER, 400, content=b"[", headers=look)
+        await total("GET", "/models/none", 404, headers=look)
+        await total("POST", "/models/none/load", 404, headers=KEY)
+        await total("POST", "/models/none/unload", 404, headers=KEY)
+        serving.closing = True
+        await total("POST", "/classify", 503, content=jpeg(), headers=look)
+        assert serving.metrics.outcomes["unknown", "shutting_down"] == 1
+        serving.closing = False
 
 
 # Tokens
@@ -448,65 +433,58 @@ def test_every_refusal_is_counted(tiny: Artifact) -> None:
         ([b"Basic look"], 401),
     ],
 )
-def test_one_bearer_token_is_taken(tiny: Artifact, sent: list[bytes], status: int) -> None:
-    async def test() -> int:
-        async with started(tiny, PODIUM_TOKEN="look") as serving:
-            statuses: list[int] = []
+async def test_one_bearer_token_is_taken(tiny: Artifact, sent: list[bytes], status: int) -> None:
+    statuses: list[int] = []
 
-            async def send(message: Any) -> None:
-                statuses.append(message.get("status", 0))
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status", 0))
 
-            async def receive() -> Any:
-                return {"type": "http.request", "body": b"", "more_body": False}
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
 
-            headers = [(b"authorization", value) for value in sent]
-            scope = {"type": "http", "method": "GET", "path": "/models", "query_string": b"", "headers": headers}
-            await Api(behind, serving)({**scope, "raw_path": b"/models"}, receive, send)
-            return statuses[0]
-
-    assert asyncio.run(test()) == status
+    headers = [(b"authorization", value) for value in sent]
+    scope = {"type": "http", "method": "GET", "path": "/models", "query_string": b"", "headers": headers}
+    async with started(tiny, PODIUM_TOKEN="look") as serving:
+        await Api(behind, serving)({**scope, "raw_path": b"/models"}, receive, send)
+    assert statuses[0] == status
 
 
 # Loading
 
 
-def test_a_version_is_named_whole_and_once(tiny: Artifact, tmp_path: Path) -> None:
+async def test_a_version_is_named_whole_and_once(tiny: Artifact, tmp_path: Path) -> None:
     other = save_tiny(tmp_path, classes=6)
+    async with started(tiny, **ADMIN) as serving, client_of(serving) as client:
 
-    async def test() -> None:
-        async with started(tiny, **ADMIN) as serving, client_of(serving) as client:
+        async def refused(action: str, status: int, code: str) -> None:
+            response = await client.post(f"/models/{action}", headers=KEY)
+            assert is_error(response, status, code), action
+            assert serving.models["tiny"].artifact.version == tiny.version, action
 
-            async def refused(action: str, status: int, code: str) -> None:
-                response = await client.post(f"/models/{action}", headers=KEY)
-                assert is_error(response, status, code), action
-                assert serving.models["tiny"].artifact.version == tiny.version, action
-
-            version = other.version
-            for wrong in (version[:-1], version[:4], version[:1], version.upper(), f"{version}0", "..", f"{version}:a",
-                          "", "%20", f"{version}%0a", "a/b", "*"):  # fmt: skip
-                if wrong != version:
-                    await refused(f"tiny/load?version={wrong}", 404, "unknown_model")
-            for network in ("tin", "tiny2", version):
-                await refused(f"{network}/load", 404, "unknown_model")
-            # Paths that are not ours, and names that are not a model's wherever they come from.
-            for network in ("TINY", f"tiny:{version[:4]}", f"tiny:{version}", "tiny.", "..", ""):
-                await refused(f"{quote(network)}/load", 404, "not_found")
-                with pytest.raises(errors.UnknownModel):
-                    await serving.load(network, "latest")
-            for parameters in (
-                f"version={version}&version={version}",
-                f"version={version}&version=x",
-                "Version=x",
-                "a",
-            ):
-                await refused(f"tiny/load?{parameters}", 400, "bad_request")
-            for parameters in ("version=x", f"version={tiny.version}", "a"):
-                await refused(f"tiny/unload?{parameters}", 400, "bad_request")
-            assert (await client.post("/models/tiny/load?version=latest", headers=KEY)).json()["version"] == version
-            assert (await client.post(f"/models/tiny/load?version={tiny.version}", headers=KEY)).status_code == 200
-            assert (await client.post("/models/tiny/load", headers=KEY)).json()["version"] == version
-
-    asyncio.run(test())
+        version = other.version
+        for wrong in (version[:-1], version[:4], version[:1], version.upper(), f"{version}0", "..", f"{version}:a",
+                      "", "%20", f"{version}%0a", "a/b", "*"):  # fmt: skip
+            if wrong != version:
+                await refused(f"tiny/load?version={wrong}", 404, "unknown_model")
+        for network in ("tin", "tiny2", version):
+            await refused(f"{network}/load", 404, "unknown_model")
+        # Paths that are not ours, and names that are not a model's wherever they come from.
+        for network in ("TINY", f"tiny:{version[:4]}", f"tiny:{version}", "tiny.", "..", ""):
+            await refused(f"{quote(network)}/load", 404, "not_found")
+            with pytest.raises(errors.UnknownModel):
+                await serving.load(network, "latest")
+        for parameters in (
+            f"version={version}&version={version}",
+            f"version={version}&version=x",
+            "Version=x",
+            "a",
+        ):
+            await refused(f"tiny/load?{parameters}", 400, "bad_request")
+        for parameters in ("version=x", f"version={tiny.version}", "a"):
+            await refused(f"tiny/unload?{parameters}", 400, "bad_request")
+        assert (await client.post("/models/tiny/load?version=latest", headers=KEY)).json()["version"] == version
+        assert (await client.post(f"/models/tiny/load?version={tiny.version}", headers=KEY)).status_code == 200
+        assert (await client.post("/models/tiny/load", headers=KEY)).json()["version"] == version
     import bentoml
 
     bentoml.models.delete(other.tag)
@@ -542,29 +520,28 @@ def test_a_log_line_is_one_line(text: str, as_json: bool, fails: bool) -> None:
         assert bool(rest) == fails and all(one.startswith("  ") and printable(one) == one for one in rest)
 
 
-def test_what_a_client_asks_for_forges_no_line(tiny: Artifact, caplog: pytest.LogCaptureFixture) -> None:
-    paths = [f"/models/x{quote(end + FORGED)}" for end in ("\n", "\r\n", "\u2028", "\x85", "\x1b[2K\r", "\x00")]
-
-    async def test() -> None:
-        async with started(tiny) as serving, client_of(serving) as client:
-            serving.closing = True
-            for path in paths:
-                for target in (path, path.replace("/models", "/v2/models"), f"{path}/load"):
-                    assert (await client.get(target)).status_code in (404, 405, 503)
-            serving.closing = False
-
-            def broken(*_: object) -> Any:
-                raise RuntimeError(f"a defect\n{FORGED}")
-
-            serving.model = broken  # type: ignore[method-assign]
-            assert (await client.get("/models/tiny")).status_code == 500
-
+@pytest.fixture
+def protected() -> Iterator[None]:
     factory = logging.getLogRecordFactory()
     protect()
-    try:
-        asyncio.run(test())
-    finally:
-        logging.setLogRecordFactory(factory)
+    yield
+    logging.setLogRecordFactory(factory)
+
+
+@pytest.mark.usefixtures("protected")
+async def test_what_a_client_asks_for_forges_no_line(tiny: Artifact, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(*_: object) -> Any:
+        raise RuntimeError(f"a defect\n{FORGED}")
+
+    paths = [f"/models/x{quote(end + FORGED)}" for end in ("\n", "\r\n", "\u2028", "\x85", "\x1b[2K\r", "\x00")]
+    async with started(tiny) as serving, client_of(serving) as client:
+        serving.closing = True
+        for path in paths:
+            for target in (path, path.replace("/models", "/v2/models"), f"{path}/load"):
+                assert (await client.get(target)).status_code in (404, 405, 503)
+        serving.closing = False
+        serving.model = broken  # type: ignore[method-assign]
+        assert (await client.get("/models/tiny")).status_code == 500
     assert [record.name for record in caplog.records if record.exc_info] == ["bentoml.podium"]
     for record in caplog.records:
         first, *rest = logging.Formatter("%(message)s").format(record).splitlines()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -30,68 +28,31 @@ from serving.errors import BadRequest, RequestError
 from serving.forms import Form, declared, multipart
 from serving.logs import JsonLines
 from serving.settings import SETTINGS, Settings
-from tests.conftest import save_tiny
-
-ROOT = Path(__file__).parents[1]
-
-
-def jpeg(colour: str = "orange") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (50, 40), colour).save(file, "JPEG")
-    return file.getvalue()
-
-
-async def behind(scope: Any, receive: Any, send: Any) -> None:
-    """The application that `Api` stands in front of."""
-    await send({"type": "http.response.start", "status": 299, "headers": []})
-    await send({"type": "http.response.body", "body": scope["path"].encode()})
-
-
-@asynccontextmanager
-async def started(*artifacts: Artifact, **environment: str) -> AsyncIterator[Serving]:
-    serving = Serving(Settings.read(environment), artifacts, CollectorRegistry())
-    await serving.start()
-    try:
-        yield serving
-    finally:
-        await serving.stop()
-
-
-def client_of(serving: Serving) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(Api(behind, serving)), base_url="http://test", timeout=30)
-
-
-def ask(
-    artifact: Artifact, method: str, path: str, environment: dict[str, str] | None = None, **request: Any
-) -> httpx.Response:
-    """The response to one request of a server with `artifact`."""
-
-    async def one() -> httpx.Response:
-        async with started(artifact, **(environment or {})) as serving, client_of(serving) as client:
-            return await client.request(method, path, **request)
-
-    return asyncio.run(one())
-
-
-def classify(artifact: Artifact, path: str = "/classify", **request: Any) -> httpx.Response:
-    return ask(artifact, "POST", path, **request)
-
-
-def is_error(response: httpx.Response, status: int, code: str, message: str = "") -> bool:
-    answer = response.json()
-    assert (response.status_code, answer["error"]["code"]) == (status, code), response.text
-    assert set(answer) == {"error"} and set(answer["error"]) == {"code", "message"}
-    assert message in answer["error"]["message"], answer
-    return True
-
+from tests.conftest import ROOT, save_tiny
+from tests.fakes.interface import (
+    ADMIN,
+    END,
+    KEY,
+    ask,
+    behind,
+    classify,
+    client_of,
+    held_engine,
+    is_error,
+    part,
+    post,
+    started,
+    until,
+)
+from tests.fakes.pictures import jpeg
 
 # What is answered
 
 
 @pytest.mark.parametrize("content_type", ["image/jpeg", "image/png", "application/octet-stream", None])
-def test_a_raw_body(tiny: Artifact, content_type: str | None) -> None:
+async def test_a_raw_body(tiny: Artifact, content_type: str | None) -> None:
     headers = {"content-type": content_type} if content_type else {}
-    response = classify(tiny, "/classify?model=tiny&top_k=3", content=jpeg(), headers=headers)
+    response = await classify(tiny, "/classify?model=tiny&top_k=3", content=jpeg(), headers=headers)
     answer = response.json()
     assert response.status_code == 200 and response.headers["content-type"] == "application/json"
     assert list(answer) == [
@@ -108,48 +69,44 @@ def test_a_raw_body(tiny: Artifact, content_type: str | None) -> None:
     assert set(answer["predictions"][0]) == {"class_id", "synset", "label", "probability"}
 
 
-def test_the_probabilities_are_the_engines(tiny: Artifact) -> None:
+async def test_the_probabilities_are_the_engines(tiny: Artifact) -> None:
     from models.preprocess import pixels
     from serving import runtime
 
     with Image.open(io.BytesIO(jpeg())) as image:
         want = runtime.open(tiny).run(pixels(image, tiny.preprocess)[None])[0]
-    answer = classify(tiny, "/classify?top_k=10", content=jpeg()).json()
+    answer = (await classify(tiny, "/classify?top_k=10", content=jpeg())).json()
     got = {p["class_id"]: p["probability"] for p in answer["predictions"]}
     assert [got[i] for i in range(10)] == pytest.approx(want.tolist(), abs=1e-6)
 
 
-def test_multipart_with_fields_and_as_bentomls_clients_write_them(tiny: Artifact) -> None:
+async def test_multipart_with_fields_and_as_bentomls_clients_write_them(tiny: Artifact) -> None:
     for fields in ({"model": "tiny", "top_k": "2"}, {"model": '"tiny"', "top_k": "2"}, {"model": "null", "top_k": "2"}):
-        response = classify(tiny, files={"image": ("a.jpg", jpeg(), "image/jpeg")}, data=fields)
+        response = await classify(tiny, files={"image": ("a.jpg", jpeg(), "image/jpeg")}, data=fields)
         assert response.status_code == 200 and len(response.json()["predictions"]) == 2
 
 
-def test_models_by_name_and_the_first_as_default(tiny: Artifact, tmp_path: Path) -> None:
+async def test_models_by_name_and_the_first_as_default(tiny: Artifact, tmp_path: Path) -> None:
     other = save_tiny(tmp_path, "another", classes=4)
-
-    async def test() -> None:
-        async with started(other, tiny) as serving, client_of(serving) as client:
-            listed = (await client.get("/models")).json()
-            assert listed["default"] == "another"
-            assert [m["model"] for m in listed["models"]] == ["another", "tiny"]
-            assert listed["models"][0]["classes"] == 4 and listed["models"][0]["weights"] == "untrained"
-            details = (await client.get("/models/tiny")).json()
-            assert details["manifest"]["files"]["fp32.onnx"]["sha256"] == tiny.manifest["files"]["fp32.onnx"]["sha256"]
-            assert "environment" not in details["manifest"]
-            assert is_error(await client.get("/models/resnet50"), 404, "unknown_model", "another, tiny")
-            assert (await client.post("/classify", content=jpeg())).json()["model"] == "another"
-            few = (await client.post("/classify", content=jpeg())).json()["predictions"]
-            assert len(few) == 4
-            compared = (await client.post("/compare?top_k=1", content=jpeg())).json()["results"]
-            assert {name: len(answer["predictions"]) for name, answer in compared.items()} == {"another": 1, "tiny": 1}
-
-    asyncio.run(test())
+    async with started(other, tiny) as serving, client_of(serving) as client:
+        listed = (await client.get("/models")).json()
+        assert listed["default"] == "another"
+        assert [m["model"] for m in listed["models"]] == ["another", "tiny"]
+        assert listed["models"][0]["classes"] == 4 and listed["models"][0]["weights"] == "untrained"
+        details = (await client.get("/models/tiny")).json()
+        assert details["manifest"]["files"]["fp32.onnx"]["sha256"] == tiny.manifest["files"]["fp32.onnx"]["sha256"]
+        assert "environment" not in details["manifest"]
+        assert is_error(await client.get("/models/resnet50"), 404, "unknown_model", "another, tiny")
+        assert (await client.post("/classify", content=jpeg())).json()["model"] == "another"
+        few = (await client.post("/classify", content=jpeg())).json()["predictions"]
+        assert len(few) == 4
+        compared = (await client.post("/compare?top_k=1", content=jpeg())).json()["results"]
+        assert {name: len(answer["predictions"]) for name, answer in compared.items()} == {"another": 1, "tiny": 1}
 
 
-def test_a_batch_answers_in_order_and_a_bad_image_fails_alone(tiny: Artifact) -> None:
+async def test_a_batch_answers_in_order_and_a_bad_image_fails_alone(tiny: Artifact) -> None:
     sent = [jpeg("red"), b"no image", jpeg("blue"), jpeg()[:300], b""]
-    response = classify(tiny, "/classify/batch?top_k=1", files=[("image", ("x.jpg", body)) for body in sent])
+    response = await classify(tiny, "/classify/batch?top_k=1", files=[("image", ("x.jpg", body)) for body in sent])
     results = response.json()["results"]
     assert response.status_code == 200
     codes = [result["error"]["code"] if "error" in result else "ok" for result in results]
@@ -157,23 +114,20 @@ def test_a_batch_answers_in_order_and_a_bad_image_fails_alone(tiny: Artifact) ->
     assert results[0]["predictions"] != results[2]["predictions"]
 
 
-def test_health_follows_start_and_shutdown(tiny: Artifact) -> None:
-    async def test() -> None:
-        serving = Serving(Settings.read({}), [tiny], CollectorRegistry())
-        async with client_of(serving) as client:
-            assert is_error(await client.get("/readyz"), 503, "not_ready", "loading")
-            assert (await client.get("/livez")).status_code == 200
-            await serving.start()
-            assert (await client.get("/readyz")).status_code == 200
-            assert (await client.head("/readyz")).status_code == 200
-            await serving.drain()
-            assert is_error(await client.get("/readyz"), 503, "not_ready", "shutting down")
-            refused = await client.post("/classify", content=jpeg())
-            assert is_error(refused, 503, "shutting_down") and int(refused.headers["retry-after"]) > 0
-            assert (await client.get("/livez")).status_code == 200
-            await serving.stop()
-
-    asyncio.run(test())
+async def test_health_follows_start_and_shutdown(tiny: Artifact) -> None:
+    serving = Serving(Settings.read({}), [tiny], CollectorRegistry())
+    async with client_of(serving) as client:
+        assert is_error(await client.get("/readyz"), 503, "not_ready", "loading")
+        assert (await client.get("/livez")).status_code == 200
+        await serving.start()
+        assert (await client.get("/readyz")).status_code == 200
+        assert (await client.head("/readyz")).status_code == 200
+        await serving.drain()
+        assert is_error(await client.get("/readyz"), 503, "not_ready", "shutting down")
+        refused = await client.post("/classify", content=jpeg())
+        assert is_error(refused, 503, "shutting_down") and int(refused.headers["retry-after"]) > 0
+        assert (await client.get("/livez")).status_code == 200
+        await serving.stop()
 
 
 # Errors
@@ -196,16 +150,8 @@ def test_health_follows_start_and_shutdown(tiny: Artifact) -> None:
         ("/compare?model=tiny", "leave model out"),
     ],
 )
-def test_bad_parameters_are_400(tiny: Artifact, path: str, message: str) -> None:
-    assert is_error(classify(tiny, path, content=jpeg()), 400, "bad_request", message)
-
-
-def part(name: str, value: bytes, kind: str = "") -> bytes:
-    content_type = f"Content-Type: {kind}\r\n" if kind else ""
-    return f'--B\r\nContent-Disposition: form-data; name="{name}"\r\n{content_type}\r\n'.encode() + value + b"\r\n"
-
-
-END = b"--B--\r\n"
+async def test_bad_parameters_are_400(tiny: Artifact, path: str, message: str) -> None:
+    assert is_error(await classify(tiny, path, content=jpeg()), 400, "bad_request", message)
 
 
 @pytest.mark.parametrize(
@@ -229,118 +175,76 @@ END = b"--B--\r\n"
         (part("image", jpeg()[:200]) + END, 422, "damaged_image"),
     ],
 )
-def test_bad_forms(tiny: Artifact, body: bytes, status: int, code: str) -> None:
+async def test_bad_forms(tiny: Artifact, body: bytes, status: int, code: str) -> None:
     headers = {"content-type": "multipart/form-data; boundary=B"}
-    assert is_error(classify(tiny, content=body, headers=headers), status, code)
+    assert is_error(await classify(tiny, content=body, headers=headers), status, code)
 
 
-def test_a_form_without_a_boundary_is_400(tiny: Artifact) -> None:
-    response = classify(tiny, content=b"x", headers={"content-type": "multipart/form-data"})
+async def test_a_form_without_a_boundary_is_400(tiny: Artifact) -> None:
+    response = await classify(tiny, content=b"x", headers={"content-type": "multipart/form-data"})
     assert is_error(response, 400, "bad_request", "boundary")
 
 
-def test_bad_bodies(tiny: Artifact) -> None:
-    assert is_error(classify(tiny, content=b""), 400, "bad_request", "empty")
-    assert is_error(classify(tiny, content=b"garbage"), 415, "unsupported_image")
-    assert is_error(classify(tiny, content=jpeg()[:200]), 422, "damaged_image")
+async def test_bad_bodies(tiny: Artifact) -> None:
+    assert is_error(await classify(tiny, content=b""), 400, "bad_request", "empty")
+    assert is_error(await classify(tiny, content=b"garbage"), 415, "unsupported_image")
+    assert is_error(await classify(tiny, content=jpeg()[:200]), 422, "damaged_image")
     for headers in ({"content-type": "text/plain"}, {"content-encoding": "gzip"}):
-        assert is_error(classify(tiny, content=jpeg(), headers=headers), 415, "unsupported_image")
-    assert is_error(classify(tiny, "/classify?model=vgg99", content=jpeg()), 404, "unknown_model", "there are tiny")
-    assert is_error(ask(tiny, "GET", "/classify"), 405, "method_not_allowed", "POST")
+        assert is_error(await classify(tiny, content=jpeg(), headers=headers), 415, "unsupported_image")
+    assert is_error(
+        await classify(tiny, "/classify?model=vgg99", content=jpeg()), 404, "unknown_model", "there are tiny"
+    )
+    assert is_error(await ask(tiny, "GET", "/classify"), 405, "method_not_allowed", "POST")
 
 
-def test_limits_on_body_and_pixels(tiny: Artifact) -> None:
+async def test_limits_on_body_and_pixels(tiny: Artifact) -> None:
     async def chunked() -> AsyncIterator[bytes]:
         for _ in range(100):
             yield bytes(1000)
 
     limit = {"PODIUM_MAX_BODY_MB": "0.01", "PODIUM_MAX_PIXELS": "1999"}
-    assert is_error(classify(tiny, content=bytes(10_001), environment=limit), 413, "too_large", "10,000")
-    assert is_error(classify(tiny, content=chunked(), environment=limit), 413, "too_large", "10,000")
-    assert is_error(classify(tiny, content=jpeg(), environment=limit), 413, "too_large", "50 x 40")
+    assert is_error(await classify(tiny, content=bytes(10_001), environment=limit), 413, "too_large", "10,000")
+    assert is_error(await classify(tiny, content=chunked(), environment=limit), 413, "too_large", "10,000")
+    assert is_error(await classify(tiny, content=jpeg(), environment=limit), 413, "too_large", "50 x 40")
     many = [("image", ("x.jpg", jpeg()))] * 3
     few = {"PODIUM_MAX_QUEUE": "2"}
-    assert is_error(classify(tiny, "/classify/batch", files=many, environment=few), 413, "too_large", "more than 2")
+    assert is_error(
+        await classify(tiny, "/classify/batch", files=many, environment=few), 413, "too_large", "more than 2"
+    )
 
 
-def test_a_body_that_does_not_come_is_408(tiny: Artifact) -> None:
+async def test_a_body_that_does_not_come_is_408(tiny: Artifact) -> None:
     async def endless() -> AsyncIterator[bytes]:
         yield jpeg()[:100]
         await asyncio.sleep(30)
 
-    response = classify(tiny, content=endless(), environment={"PODIUM_TIMEOUT_MS": "50"})
+    response = await classify(tiny, content=endless(), environment={"PODIUM_TIMEOUT_MS": "50"})
     assert is_error(response, 408, "request_timeout", "0.05 s")
 
 
 @pytest.mark.parametrize("path", ["/classify", "/classify/batch", "/compare", "/models", "/models/tiny"])
-def test_a_token_is_asked_for(tiny: Artifact, path: str) -> None:
-    async def test() -> None:
-        method = "GET" if "models" in path else "POST"
-        async with started(tiny, PODIUM_TOKEN="s3cret") as serving, client_of(serving) as client:
-            for wrong in (
-                {},
-                {"authorization": "Bearer s3cre"},
-                {"authorization": "s3cret"},
-                {"authorization": "Bearer "},
-            ):
-                refused = await client.request(method, path, content=jpeg(), headers=wrong)
-                assert is_error(refused, 401, "unauthorized", "Bearer")
-                assert refused.headers["www-authenticate"] == "Bearer"
-            right = {"authorization": "Bearer s3cret"}
-            assert (await client.request(method, path, content=jpeg(), headers=right)).status_code == 200
-            assert (await client.get("/readyz")).status_code == 200
-
-    asyncio.run(test())
+async def test_a_token_is_asked_for(tiny: Artifact, path: str) -> None:
+    method = "GET" if "models" in path else "POST"
+    async with started(tiny, PODIUM_TOKEN="s3cret") as serving, client_of(serving) as client:
+        for wrong in (
+            {},
+            {"authorization": "Bearer s3cre"},
+            {"authorization": "s3cret"},
+            {"authorization": "Bearer "},
+        ):
+            refused = await client.request(method, path, content=jpeg(), headers=wrong)
+            assert is_error(refused, 401, "unauthorized", "Bearer")
+            assert refused.headers["www-authenticate"] == "Bearer"
+        right = {"authorization": "Bearer s3cret"}
+        assert (await client.request(method, path, content=jpeg(), headers=right)).status_code == 200
+        assert (await client.get("/readyz")).status_code == 200
 
 
 # Under load, and when things break
 
 
-class Held:
-    """A model's engine, held until the test lets it go."""
-
-    def __init__(self, serving: Serving) -> None:
-        self.batcher = serving.models["tiny"].batcher
-        self.run = self.batcher.run
-        self.batcher.run = self
-        self.entered, self.passage = threading.Semaphore(0), threading.Event()
-        self.sizes: list[int] = []
-
-    def __call__(self, batch: Pixels) -> Scores:
-        self.sizes.append(len(batch))
-        self.entered.release()
-        assert self.passage.wait(30)
-        return self.run(batch)
-
-    async def busy(self) -> None:
-        await asyncio.to_thread(self.entered.acquire)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    while not true():
-        await asyncio.sleep(0.001)
-
-
-def with_held_engine(
-    tiny: Artifact, test: Callable[[Serving, httpx.AsyncClient, Held], Awaitable[None]], **environment: str
-) -> None:
-    async def run() -> None:
-        async with started(tiny, **environment) as serving, client_of(serving) as client:
-            held = Held(serving)
-            try:
-                await asyncio.wait_for(test(serving, client, held), 60)
-            finally:
-                held.passage.set()
-
-    asyncio.run(run())
-
-
-def post(client: httpx.AsyncClient, body: bytes) -> asyncio.Task[httpx.Response]:
-    return asyncio.create_task(client.post("/classify", content=body))
-
-
-def test_concurrent_requests_share_a_batch_and_a_bad_one_fails_alone(tiny: Artifact) -> None:
-    async def test(serving: Serving, client: httpx.AsyncClient, held: Held) -> None:
+async def test_concurrent_requests_share_a_batch_and_a_bad_one_fails_alone(tiny: Artifact) -> None:
+    async with held_engine(tiny) as (serving, client, held):
         first = post(client, jpeg())
         await held.busy()
         bodies = [jpeg("red"), jpeg()[:300], jpeg("green"), b"junk", jpeg("blue")]
@@ -352,11 +256,9 @@ def test_concurrent_requests_share_a_batch_and_a_bad_one_fails_alone(tiny: Artif
         assert held.sizes == [1, 3]
         assert [answers[i].json()["batch_size"] for i in (0, 1, 3, 5)] == [1, 3, 3, 3]
 
-    with_held_engine(tiny, test)
 
-
-def test_overload_is_429_at_once(tiny: Artifact) -> None:
-    async def test(serving: Serving, client: httpx.AsyncClient, held: Held) -> None:
+async def test_overload_is_429_at_once(tiny: Artifact) -> None:
+    async with held_engine(tiny, PODIUM_MAX_QUEUE="2") as (serving, client, held):
         tasks = [post(client, jpeg()) for _ in range(2)]
         await until(lambda: serving.models["tiny"].batcher.accepted == 2)
         refused = await client.post("/classify", content=jpeg())
@@ -364,18 +266,15 @@ def test_overload_is_429_at_once(tiny: Artifact) -> None:
         held.passage.set()
         assert [(await task).status_code for task in tasks] == [200, 200]
 
-    with_held_engine(tiny, test, PODIUM_MAX_QUEUE="2")
 
-
-def test_a_late_answer_is_504(tiny: Artifact) -> None:
-    async def test(serving: Serving, client: httpx.AsyncClient, held: Held) -> None:
+async def test_a_late_answer_is_504(tiny: Artifact) -> None:
+    async with held_engine(tiny, PODIUM_TIMEOUT_MS="200") as (_, client, _held):
         assert is_error(await client.post("/classify", content=jpeg()), 504, "deadline_passed")
 
-    with_held_engine(tiny, test, PODIUM_TIMEOUT_MS="200")
 
+async def test_a_broken_engine_is_500_without_its_secrets(tiny: Artifact) -> None:
+    async with held_engine(tiny) as (serving, client, held):
 
-def test_a_broken_engine_is_500_without_its_secrets(tiny: Artifact) -> None:
-    async def test(serving: Serving, client: httpx.AsyncClient, held: Held) -> None:
         def broken(_: Pixels) -> Scores:
             raise RuntimeError("/home/someone/model.onnx is broken")
 
@@ -388,11 +287,9 @@ def test_a_broken_engine_is_500_without_its_secrets(tiny: Artifact) -> None:
         serving.models["tiny"].batcher.run = held
         assert (await client.post("/classify", content=jpeg())).status_code == 200
 
-    with_held_engine(tiny, test)
 
-
-def test_a_client_that_hangs_up_leaves_the_queue(tiny: Artifact) -> None:
-    async def test(serving: Serving, client: httpx.AsyncClient, held: Held) -> None:
+async def test_a_client_that_hangs_up_leaves_the_queue(tiny: Artifact) -> None:
+    async with held_engine(tiny) as (serving, client, held):
         first = post(client, jpeg())
         await held.busy()
         batcher = serving.models["tiny"].batcher
@@ -419,11 +316,9 @@ def test_a_client_that_hangs_up_leaves_the_queue(tiny: Artifact) -> None:
         assert (await first).status_code == 200
         assert held.sizes == [1]
 
-    with_held_engine(tiny, test)
 
-
-def test_a_shutdown_waits_for_what_is_under_way(tiny: Artifact) -> None:
-    async def test(serving: Serving, client: httpx.AsyncClient, held: Held) -> None:
+async def test_a_shutdown_waits_for_what_is_under_way(tiny: Artifact) -> None:
+    async with held_engine(tiny) as (serving, client, held):
         under_way = post(client, jpeg())
         await held.busy()
         draining = asyncio.create_task(serving.drain())
@@ -434,26 +329,21 @@ def test_a_shutdown_waits_for_what_is_under_way(tiny: Artifact) -> None:
         assert (await under_way).status_code == 200
         await draining
 
-    with_held_engine(tiny, test)
 
-
-def test_metrics_count_every_outcome(tiny: Artifact) -> None:
-    async def test() -> None:
-        async with started(tiny) as serving, client_of(serving) as client:
-            for path, body in (("/classify", jpeg()), ("/classify", b"junk"), ("/classify?model=x", jpeg())):
-                await client.post(path, content=body)
-            await client.post("/classify/batch", files=[("image", ("a", jpeg())), ("image", ("b", b"junk"))])
-            value = serving.registry.get_sample_value
-            outcomes = [("tiny", "ok"), ("tiny", "unsupported_image"), ("unknown", "unknown_model")]
-            counts = [value("podium_requests_total", {"model": m, "outcome": o}) for m, o in outcomes]
-            assert counts == [2, 2, 1]
-            for stage in ("decode", "queue", "inference", "total"):
-                assert value("podium_stage_seconds_count", {"model": "tiny", "stage": stage}) == 2
-            assert value("podium_batch_size_sum", {"model": "tiny"}) == 2
-            assert value("podium_queue_depth", {"model": "tiny"}) == 0
-            assert value("podium_inflight", {}) == 0
-
-    asyncio.run(test())
+async def test_metrics_count_every_outcome(tiny: Artifact) -> None:
+    async with started(tiny) as serving, client_of(serving) as client:
+        for path, body in (("/classify", jpeg()), ("/classify", b"junk"), ("/classify?model=x", jpeg())):
+            await client.post(path, content=body)
+        await client.post("/classify/batch", files=[("image", ("a", jpeg())), ("image", ("b", b"junk"))])
+        value = serving.registry.get_sample_value
+        outcomes = [("tiny", "ok"), ("tiny", "unsupported_image"), ("unknown", "unknown_model")]
+        counts = [value("podium_requests_total", {"model": m, "outcome": o}) for m, o in outcomes]
+        assert counts == [2, 2, 1]
+        for stage in ("decode", "queue", "inference", "total"):
+            assert value("podium_stage_seconds_count", {"model": "tiny", "stage": stage}) == 2
+        assert value("podium_batch_size_sum", {"model": "tiny"}) == 2
+        assert value("podium_queue_depth", {"model": "tiny"}) == 0
+        assert value("podium_inflight", {}) == 0
 
 
 @settings(max_examples=300, deadline=None)
@@ -543,116 +433,94 @@ def test_the_page_lists_every_setting_and_every_error() -> None:
         assert f"| {kind.status} | `{kind.code}` |" in page, kind
 
 
-def test_the_page_shows_an_answer_of_the_contracts_form(tiny: Artifact) -> None:
+async def test_the_page_shows_an_answer_of_the_contracts_form(tiny: Artifact) -> None:
     page = (ROOT / "docs" / "serving.md").read_text("utf-8")
     shown = (
         page[page.index('    {"model"') : page.index("`weights` is")].replace("...}, ...]", "}]").replace(", ...]", "]")
     )
-    assert list(json.loads(shown)) == list(classify(tiny, content=jpeg()).json())
+    assert list(json.loads(shown)) == list((await classify(tiny, content=jpeg())).json())
 
 
 # Loading and unloading
 
-ADMIN = {"PODIUM_ADMIN_TOKEN": "turn the key", "PODIUM_TOKEN": "look"}
-KEY = {"Authorization": "Bearer turn the key"}
 
-
-def test_loading_is_off_without_its_own_token(tiny: Artifact) -> None:
+async def test_loading_is_off_without_its_own_token(tiny: Artifact) -> None:
     for environment in ({}, {"PODIUM_TOKEN": "turn the key"}, {"PODIUM_ADMIN_TOKEN": "another"}):
         for action in ("load", "unload"):
-            response = ask(tiny, "POST", f"/models/tiny/{action}", environment, headers=KEY)
+            response = await ask(tiny, "POST", f"/models/tiny/{action}", environment, headers=KEY)
             assert is_error(response, 401, "unauthorized")
-    assert ask(tiny, "POST", "/models/tiny/destroy").status_code == 404
-    assert ask(tiny, "GET", "/models/tiny/load").status_code == 405
+    assert (await ask(tiny, "POST", "/models/tiny/destroy")).status_code == 404
+    assert (await ask(tiny, "GET", "/models/tiny/load")).status_code == 405
 
 
-def test_versions_are_swapped_while_serving_and_nothing_is_lost(tiny: Artifact, tmp_path: Path) -> None:
+async def test_versions_are_swapped_while_serving_and_nothing_is_lost(tiny: Artifact, tmp_path: Path) -> None:
     other = save_tiny(tmp_path, classes=7)
     assert other.version != tiny.version
+    async with started(tiny, **ADMIN) as serving, client_of(serving) as client:
+        over, answers = False, list[httpx.Response]()
 
-    async def test() -> None:
-        async with started(tiny, **ADMIN) as serving, client_of(serving) as client:
-            over, answers = False, list[httpx.Response]()
+        async def keep_asking() -> None:
+            while not over:
+                response = await client.post("/classify", content=jpeg(), headers={"Authorization": "Bearer look"})
+                answers.append(response)
 
-            async def keep_asking() -> None:
-                while not over:
-                    response = await client.post("/classify", content=jpeg(), headers={"Authorization": "Bearer look"})
-                    answers.append(response)
-
-            asking = [asyncio.create_task(keep_asking()) for _ in range(4)]
-            for version in (other.version, tiny.version) * 3:
-                swapped = await client.post(f"/models/tiny/load?version={version}", headers=KEY)
-                assert swapped.status_code == 200 and swapped.json()["version"] == version
-            again = await client.post(f"/models/tiny/load?version={tiny.version}", headers=KEY)
-            assert again.json()["version"] == tiny.version
-            over = True
-            await asyncio.gather(*asking)
-            assert {answer.status_code for answer in answers} == {200}
-            assert {answer.json()["version"] for answer in answers} == {tiny.version, other.version}
-            assert len(serving.workers.batchers) == 1
-
-    asyncio.run(test())
+        asking = [asyncio.create_task(keep_asking()) for _ in range(4)]
+        for version in (other.version, tiny.version) * 3:
+            swapped = await client.post(f"/models/tiny/load?version={version}", headers=KEY)
+            assert swapped.status_code == 200 and swapped.json()["version"] == version
+        again = await client.post(f"/models/tiny/load?version={tiny.version}", headers=KEY)
+        assert again.json()["version"] == tiny.version
+        over = True
+        await asyncio.gather(*asking)
+        assert {answer.status_code for answer in answers} == {200}
+        assert {answer.json()["version"] for answer in answers} == {tiny.version, other.version}
+        assert len(serving.workers.batchers) == 1
 
 
-def test_what_cannot_be_loaded_leaves_what_is(tiny: Artifact, tmp_path: Path) -> None:
+async def test_what_cannot_be_loaded_leaves_what_is(tiny: Artifact, tmp_path: Path) -> None:
     broken = save_tiny(tmp_path, "tiny", classes=5)
     (broken.folder / "fp32.onnx").chmod(0o644)
     (broken.folder / "fp32.onnx").write_bytes(b"not a graph")
-
-    async def test() -> None:
-        async with started(tiny, **ADMIN) as serving, client_of(serving) as client:
-            refused = await client.post(f"/models/tiny/load?version={broken.version}", headers=KEY)
-            assert is_error(refused, 409, "unloadable_model", "sha256")
-            assert is_error(await client.post("/models/nothing/load", headers=KEY), 404, "unknown_model", "export")
-            assert is_error(await client.post("/models/tiny/load?v=1", headers=KEY), 400, "bad_request", "'v' is no")
-            look = {"Authorization": "Bearer look"}
-            assert (await client.get("/models/tiny", headers=look)).json()["version"] == tiny.version
-
-    asyncio.run(test())
+    async with started(tiny, **ADMIN) as serving, client_of(serving) as client:
+        refused = await client.post(f"/models/tiny/load?version={broken.version}", headers=KEY)
+        assert is_error(refused, 409, "unloadable_model", "sha256")
+        assert is_error(await client.post("/models/nothing/load", headers=KEY), 404, "unknown_model", "export")
+        assert is_error(await client.post("/models/tiny/load?v=1", headers=KEY), 400, "bad_request", "'v' is no")
+        look = {"Authorization": "Bearer look"}
+        assert (await client.get("/models/tiny", headers=look)).json()["version"] == tiny.version
     import bentoml
 
     bentoml.models.delete(broken.tag)
 
 
-def test_a_network_is_unloaded_and_comes_back(tiny: Artifact) -> None:
-    async def test() -> None:
-        async with started(tiny, PODIUM_ADMIN_TOKEN="turn the key") as serving, client_of(serving) as client:
-            assert (await client.post("/models/tiny/unload", headers=KEY)).json() == {"unloaded": tiny.tag}
-            assert is_error(await client.post("/classify", content=jpeg()), 404, "unknown_model", "none")
-            assert is_error(await client.get("/readyz"), 503, "not_ready", "no model")
-            assert is_error(await client.post("/models/tiny/unload", headers=KEY), 404, "unknown_model")
-            assert (await client.get("/models")).json() == {"default": None, "models": []}
-            assert (await client.post(f"/models/tiny/load?version={tiny.version}", headers=KEY)).status_code == 200
-            assert (await client.post("/classify", content=jpeg())).status_code == 200
-
-    asyncio.run(test())
+async def test_a_network_is_unloaded_and_comes_back(tiny: Artifact) -> None:
+    async with started(tiny, PODIUM_ADMIN_TOKEN="turn the key") as serving, client_of(serving) as client:
+        assert (await client.post("/models/tiny/unload", headers=KEY)).json() == {"unloaded": tiny.tag}
+        assert is_error(await client.post("/classify", content=jpeg()), 404, "unknown_model", "none")
+        assert is_error(await client.get("/readyz"), 503, "not_ready", "no model")
+        assert is_error(await client.post("/models/tiny/unload", headers=KEY), 404, "unknown_model")
+        assert (await client.get("/models")).json() == {"default": None, "models": []}
+        assert (await client.post(f"/models/tiny/load?version={tiny.version}", headers=KEY)).status_code == 200
+        assert (await client.post("/classify", content=jpeg())).status_code == 200
 
 
 # Request ids
 
 
-def test_every_response_carries_the_requests_id(tiny: Artifact) -> None:
-    async def test() -> None:
-        async with started(tiny) as serving, client_of(serving) as client:
-            for path in ("/classify", "/livez", "/ui/", "/nowhere", "/models/none"):
-                mine = await client.get(path, headers={"X-Request-ID": "trace/7:a"})
-                assert mine.headers["x-request-id"] == "trace/7:a"
-            made = [
-                (await client.get("/livez", headers=h)).headers["x-request-id"] for h in ({}, {"X-Request-ID": 'a"b'})
-            ]
-            assert len(set(made)) == 2 and 'a"b' not in made
-
-    asyncio.run(test())
+async def test_every_response_carries_the_requests_id(tiny: Artifact) -> None:
+    async with started(tiny) as serving, client_of(serving) as client:
+        for path in ("/classify", "/livez", "/ui/", "/nowhere", "/models/none"):
+            mine = await client.get(path, headers={"X-Request-ID": "trace/7:a"})
+            assert mine.headers["x-request-id"] == "trace/7:a"
+        made = [(await client.get("/livez", headers=h)).headers["x-request-id"] for h in ({}, {"X-Request-ID": 'a"b'})]
+        assert len(set(made)) == 2 and 'a"b' not in made
 
 
-def test_the_log_names_the_request_that_failed(tiny: Artifact, caplog: pytest.LogCaptureFixture) -> None:
-    async def test() -> None:
-        async with started(tiny) as serving, client_of(serving) as client:
-            serving.models["tiny"].batcher.run = lambda batch: np.full((len(batch), 10), np.nan, np.float32)
-            response = await client.post("/classify", content=jpeg(), headers={"X-Request-ID": "find-me"})
-            assert is_error(response, 500, "internal")
-
-    asyncio.run(test())
+async def test_the_log_names_the_request_that_failed(tiny: Artifact, caplog: pytest.LogCaptureFixture) -> None:
+    async with started(tiny) as serving, client_of(serving) as client:
+        serving.models["tiny"].batcher.run = lambda batch: np.full((len(batch), 10), np.nan, np.float32)
+        response = await client.post("/classify", content=jpeg(), headers={"X-Request-ID": "find-me"})
+        assert is_error(response, 500, "internal")
     assert "request_id=find-me" in caplog.text
     [line] = [json.loads(JsonLines().format(record)) for record in caplog.records if "find-me" in record.getMessage()]
     assert (line["level"], line["status"], line["code"], line["request_id"]) == ("warning", 500, "internal", "find-me")

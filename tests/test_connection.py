@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import uvicorn
-import uvloop
 from uvicorn.server import ServerState
 
 from models.console import Failure
@@ -26,8 +25,10 @@ from serving.artifact import Artifact
 from serving.connection import Bounds, Connection
 from serving.framing import MAX_HEAD
 from serving.settings import Settings
-from tests.test_service import PATIENCE as LONG
-from tests.test_service import Server, jpeg, serve, server  # noqa: F401, the fixture
+from tests.fakes.interface import until
+from tests.fakes.pictures import jpeg
+from tests.fakes.server import PATIENCE as LONG
+from tests.fakes.server import Server, serve
 
 PATIENCE = 10.0
 
@@ -36,6 +37,11 @@ HEAD = b"HTTP/1.1\r\nHost: a\r\n"
 GET = b"GET / " + HEAD + b"\r\n"
 CHUNKED = b"POST / " + HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
+
+# The service runs on uvloop.
+on_both_loops = pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True)], ids=["asyncio", "uvloop"]
+)
 
 HASTY = 0.2  # seconds that our connections wait
 
@@ -62,39 +68,45 @@ async def echo(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], sen
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def listening(bounds: Bounds) -> AsyncIterator[tuple[asyncio.Server, ServerState]]:
     config = uvicorn.Config(echo, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=1)
     config.load()
-    state = ServerState()
-    loop, bounds = asyncio.get_running_loop(), Bounds(HASTY)
-    listening = await loop.create_server(lambda: Connection(config, state, {}, bounds=bounds), "127.0.0.1", 0)
-    reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+    state, loop = ServerState(), asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Connection(config, state, {}, bounds=bounds), "127.0.0.1", 0)
     try:
-        yield reader, writer
+        yield server, state
     finally:
-        writer.close()
-        listening.close()
+        server.close()
         for task in state.tasks:
             task.cancel()
         await asyncio.sleep(0)
 
 
-def talk(*pieces: bytes, pause: float = 0.0, half: bool = False, like_the_service: bool = False) -> bytes:
+async def connect(to: asyncio.Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(*to.sockets[0].getsockname())
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    async with listening(Bounds(HASTY)) as (server, _):
+        reader, writer = await connect(server)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+
+async def talk(*pieces: bytes, pause: float = 0.0, half: bool = False) -> bytes:
     """What comes back for `pieces`, sent with pauses, until the connection is closed; with `half` the client ends its
     sending behind them.
     """
-
-    async def spoken() -> bytes:
-        async with connected() as (reader, writer):
-            for piece in pieces:
-                writer.write(piece)
-                await asyncio.sleep(pause)
-            if half:
-                writer.write_eof()
-            return await asyncio.wait_for(reader.read(), PATIENCE)
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop if like_the_service else None) as runner:
-        return runner.run(spoken())
+    async with connected() as (reader, writer):
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(pause)
+        if half:
+            writer.write_eof()
+        return await asyncio.wait_for(reader.read(), PATIENCE)
 
 
 def refusal(answer: bytes) -> tuple[bytes, str]:
@@ -104,46 +116,48 @@ def refusal(answer: bytes) -> tuple[bytes, str]:
     return head.rpartition(b"HTTP/1.1 ")[2].splitlines()[0], json.loads(body)["error"]["code"]
 
 
-def test_a_head_that_does_not_end_is_408() -> None:
-    answer = talk(b"POST /classify HTTP/1.1\r\nHost: a\r\n", *[b"X-Slow: a\r\n"] * 3, pause=HASTY / 10)
+async def test_a_head_that_does_not_end_is_408() -> None:
+    answer = await talk(b"POST /classify HTTP/1.1\r\nHost: a\r\n", *[b"X-Slow: a\r\n"] * 3, pause=HASTY / 10)
     assert refusal(answer) == (b"408 Request Timeout", "request_timeout")
 
 
-def test_a_second_head_that_does_not_end_is_408() -> None:
-    answer = talk(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HT")
+async def test_a_second_head_that_does_not_end_is_408() -> None:
+    answer = await talk(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HT")
     assert answer.startswith(b"HTTP/1.1 200") and refusal(answer)[1] == "request_timeout"
 
 
-def test_a_connection_that_asks_nothing_is_closed() -> None:
-    assert talk() == b""
+async def test_a_connection_that_asks_nothing_is_closed() -> None:
+    assert await talk() == b""
 
 
 @pytest.mark.parametrize("piece", [b"X-More: " + b"a" * 8000 + b"\r\n", b"a" * 8000], ids=["many fields", "one"])
-def test_a_head_that_is_too_large_is_431(piece: bytes) -> None:
-    answer = talk(b"GET / HTTP/1.1\r\nX-More: ", *[piece] * (MAX_HEAD // len(piece) + 1), pause=0.001)
+async def test_a_head_that_is_too_large_is_431(piece: bytes) -> None:
+    answer = await talk(b"GET / HTTP/1.1\r\nX-More: ", *[piece] * (MAX_HEAD // len(piece) + 1), pause=0.001)
     assert refusal(answer) == (b"431 Request Header Fields Too Large", "head_too_large")
 
 
-def test_what_is_no_http_is_400() -> None:
-    assert refusal(talk(b"\x16\x03\x01 is how TLS begins\r\n\r\n")) == (b"400 Bad Request", "bad_request")
+async def test_what_is_no_http_is_400() -> None:
+    assert refusal(await talk(b"\x16\x03\x01 is how TLS begins\r\n\r\n")) == (b"400 Bad Request", "bad_request")
 
 
-def test_a_large_body_behind_a_head_in_pieces_is_read() -> None:
+async def test_a_large_body_behind_a_head_in_pieces_is_read() -> None:
     size = 4 * MAX_HEAD
     head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n" % size
-    answer = talk(head, b"\r\n" + bytes(size), b"GET / HT", b"TP/1.1\r\nHost: a\r\n\r\n", pause=0.05)
+    answer = await talk(head, b"\r\n" + bytes(size), b"GET / HT", b"TP/1.1\r\nHost: a\r\n\r\n", pause=0.05)
     assert answer.count(b"200 OK") == 2 and b"\r\n\r\n%d" % size in answer
 
 
-def test_a_slow_body_and_a_slow_answer_are_not_the_heads() -> None:
-    answer = talk(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n", *[b"a"] * 4, pause=HASTY / 2)
+async def test_a_slow_body_and_a_slow_answer_are_not_the_heads() -> None:
+    answer = await talk(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n", *[b"a"] * 4, pause=HASTY / 2)
     assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"\r\n\r\n4")
     # The head after it waits for that answer, and its own time begins only then.
-    answer = talk(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n", b"\r\n", pause=1.5 * HASTY)
+    answer = await talk(
+        b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n", b"\r\n", pause=1.5 * HASTY
+    )
     assert answer.count(b"200 OK") == 2
 
 
-def test_the_service_uses_it(server: Server) -> None:  # noqa: F811
+def test_the_service_uses_it(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
         connection.sendall(b"nonsense\r\n\r\n")
         answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
@@ -151,28 +165,22 @@ def test_the_service_uses_it(server: Server) -> None:  # noqa: F811
     assert "Invalid HTTP" not in server.log.read_text()  # a line for each would be anybody's to fill the log
 
 
-@pytest.mark.parametrize("like_the_service", [False, True], ids=["asyncio", "uvloop"])
+@on_both_loops
 @pytest.mark.parametrize("path", [b"/", b"/slow"])
-def test_a_client_that_has_ended_its_sending_gets_its_answer(path: bytes, like_the_service: bool) -> None:
+async def test_a_client_that_has_ended_its_sending_gets_its_answer(path: bytes) -> None:
     posted = b"POST " + path + b" " + HEAD + b"Content-Length: 4\r\n\r\nabcd"
-    answer = talk(posted, half=True, like_the_service=like_the_service)
+    answer = await talk(posted, half=True)
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n") and answer.endswith(b"\r\n\r\n4")
 
 
-@pytest.mark.parametrize("like_the_service", [False, True], ids=["asyncio", "uvloop"])
-def test_a_client_that_has_hung_up_is_noticed_without_an_answer(like_the_service: bool) -> None:
-    async def leave() -> None:
-        gone.clear()
-        async with connected() as (_, writer):
-            writer.write(b"GET /watched " + HEAD + b"\r\n")
-            await asyncio.sleep(0.05)
-            writer.close()
-            async with asyncio.timeout(PATIENCE):
-                while not gone:
-                    await asyncio.sleep(0.01)
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop if like_the_service else None) as runner:
-        runner.run(leave())
+@on_both_loops
+async def test_a_client_that_has_hung_up_is_noticed_without_an_answer() -> None:
+    gone.clear()
+    async with connected() as (_, writer):
+        writer.write(b"GET /watched " + HEAD + b"\r\n")
+        await asyncio.sleep(0.05)
+        writer.close()
+        await until(lambda: bool(gone))
     assert gone == ["http.disconnect"]
 
 
@@ -182,27 +190,27 @@ def test_a_client_that_has_hung_up_is_noticed_without_an_answer(like_the_service
     ids=["many fields", "one"],
 )
 @pytest.mark.parametrize("begin", [b"0\r\nX-Trailer: ", b"1;name=", b"0"], ids=["trailers", "extension", "size"])
-def test_what_surrounds_a_chunked_body_is_bounded_as_a_head_is(begin: bytes, piece: bytes) -> None:
+async def test_what_surrounds_a_chunked_body_is_bounded_as_a_head_is(begin: bytes, piece: bytes) -> None:
     if begin != b"0\r\nX-Trailer: ":
         piece = piece.replace(b"\r\n", b"").replace(b"X-Trailer: ", b"")
     if begin == b"0":
         piece = piece.replace(b"a", b"0")
-    answer = talk(CHUNKED + begin, *[piece] * (2 * MAX_HEAD // len(piece)), pause=0.001)
+    answer = await talk(CHUNKED + begin, *[piece] * (2 * MAX_HEAD // len(piece)), pause=0.001)
     assert refusal(answer) == (b"431 Request Header Fields Too Large", "head_too_large")
 
 
-def test_small_trailers_and_extensions_are_taken_and_nobody_sees_them() -> None:
-    answer = talk(CHUNKED + b"4;a=b\r\nabcd\r\n0\r\nHost: b\r\n\r\n" + GET)
+async def test_small_trailers_and_extensions_are_taken_and_nobody_sees_them() -> None:
+    answer = await talk(CHUNKED + b"4;a=b\r\nabcd\r\n0\r\nHost: b\r\n\r\n" + GET)
     assert answer.count(b"200 OK") == 2 and b"\r\n\r\n4HTTP" in answer and answer.endswith(b"\r\n\r\n0")
 
 
 @pytest.mark.parametrize("protocol", [b"websocket", b"h2c", b"TLS/1.0, h2c"])
-def test_an_upgrade_is_answered_as_if_it_were_not_asked_for(protocol: bytes) -> None:
+async def test_an_upgrade_is_answered_as_if_it_were_not_asked_for(protocol: bytes) -> None:
     fields = HEAD + b"Connection: Upgrade\r\nUpgrade: " + protocol + b"\r\n"
     body = b"ab\r\n\r\nGET"
     length = b"POST / " + fields + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
     chunked = b"POST / " + fields + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
-    answer = talk(b"GET / " + fields + b"\r\n", length, chunked, GET)
+    answer = await talk(b"GET / " + fields + b"\r\n", length, chunked, GET)
     assert [one[-1:] for one in answer.split(b"HTTP/1.1 200 OK")[1:]] == [b"0", b"9", b"9", b"0"]
 
 
@@ -256,23 +264,23 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
-def test_what_is_ambiguous_is_400_and_nothing_behind_it_is_a_request(name: str) -> None:
-    answer = talk(AMBIGUOUS[name] + GET)
+async def test_what_is_ambiguous_is_400_and_nothing_behind_it_is_a_request(name: str) -> None:
+    answer = await talk(AMBIGUOUS[name] + GET)
     assert refusal(answer) == (b"400 Bad Request", "bad_request") and answer.count(b"HTTP/1.1 ") == 1
 
 
-def test_a_request_that_is_answered_before_it_was_told_to_go_on_is_not_told() -> None:
+async def test_a_request_that_is_answered_before_it_was_told_to_go_on_is_not_told() -> None:
     expecting = HEAD + b"Expect: 100-continue\r\nContent-Length: 4\r\n\r\n"
-    answer = talk(b"POST /refused " + expecting)
+    answer = await talk(b"POST /refused " + expecting)
     assert b"100 Continue" not in answer and b"connection: close" in answer
-    answer = talk(b"POST / " + expecting, b"abcd", GET, pause=0.05)  # told once, and the connection is kept
+    answer = await talk(b"POST / " + expecting, b"abcd", GET, pause=0.05)  # told once, and the connection is kept
     assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
     assert (answer.count(b"100 Continue"), answer.count(b"200 OK")) == (1, 2)
-    answer = talk(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n", b"abcd", pause=0.05)
+    answer = await talk(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n", b"abcd", pause=0.05)
     assert b"100 Continue" not in answer and answer.endswith(b"4")
 
 
-def test_the_service_refuses_too_long_a_body_before_it_is_sent(server: Server) -> None:  # noqa: F811
+def test_the_service_refuses_too_long_a_body_before_it_is_sent(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
         connection.sendall(
             b"POST /classify HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1000000\r\n\r\n"
@@ -282,61 +290,40 @@ def test_the_service_refuses_too_long_a_body_before_it_is_sent(server: Server) -
     assert (status[:3], code) == (b"413", "too_large") and b"100 Continue" not in answer
 
 
-def test_more_connections_than_there_may_be_are_answered_and_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    few = Bounds(HASTY, most=3)
-
-    async def crowd() -> list[bytes]:
-        config = uvicorn.Config(echo, log_config=None, lifespan="off")
-        config.load()
-        state, loop = ServerState(), asyncio.get_running_loop()
-        listening = await loop.create_server(lambda: Connection(config, state, {}, bounds=few), "127.0.0.1", 0)
-        address = listening.sockets[0].getsockname()
-        many = [await asyncio.open_connection(*address) for _ in range(6)]
-        said = [await asyncio.wait_for(reader.read(), PATIENCE) for reader, _ in many[3:]]
+async def test_more_connections_than_there_may_be_are_answered_and_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.ERROR)
+    async with listening(Bounds(HASTY, most=3)) as (server, state):
+        many = [await connect(server) for _ in range(6)]
+        refused = [await asyncio.wait_for(reader.read(), PATIENCE) for reader, _ in many[3:]]
         for _, writer in many:
             writer.close()
-        while state.connections:
-            await asyncio.sleep(0.01)
-        reader, writer = await asyncio.open_connection(*address)
+        await until(lambda: not state.connections)
+        reader, writer = await connect(server)
         writer.write(GET)
-        said.append(await reader.readuntil(b"\r\n"))
+        assert await reader.readuntil(b"\r\n") == b"HTTP/1.1 200 OK\r\n"
         writer.close()
-        listening.close()
-        return said
-
-    with caplog.at_level(logging.ERROR):
-        *refused, served = asyncio.run(crowd())
     assert [refusal(one)[1] for one in refused] == ["too_many_connections"] * 3
-    assert served == b"HTTP/1.1 200 OK\r\n"
     assert [record.getMessage() for record in caplog.records] == [
         "3 connections are open, the most there may be; more are answered 503"
     ]
 
 
-def test_a_connection_between_two_requests_makes_room_for_a_new_one() -> None:
-    few = Bounds(HASTY, most=3)
-
-    async def crowd() -> tuple[int, list[bytes]]:
-        config = uvicorn.Config(echo, log_config=None, lifespan="off")
-        config.load()
-        state, loop = ServerState(), asyncio.get_running_loop()
-        listening = await loop.create_server(lambda: Connection(config, state, {}, bounds=few), "127.0.0.1", 0)
-        many, answers = [], list[bytes]()
+async def test_a_connection_between_two_requests_makes_room_for_a_new_one() -> None:
+    async with listening(Bounds(HASTY, most=3)) as (server, state):
+        many = []
         for _ in range(5):  # two more than there may be, and each is kept
-            reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+            reader, writer = await connect(server)
             writer.write(GET)
-            answers.append(await asyncio.wait_for(reader.readuntil(b"\r\n"), PATIENCE))
+            assert await asyncio.wait_for(reader.readuntil(b"\r\n"), PATIENCE) == b"HTTP/1.1 200 OK\r\n"
             many.append((reader, writer))
         for reader, _ in many[:2]:
             await asyncio.wait_for(reader.read(), PATIENCE)  # to its end
-        kept = len(state.connections)
+        assert len(state.connections) == 3
         for _, writer in many:
             writer.close()
             await writer.wait_closed()
-        listening.close()
-        return kept, answers
-
-    assert asyncio.run(crowd()) == (3, [b"HTTP/1.1 200 OK\r\n"] * 5)
 
 
 @contextmanager

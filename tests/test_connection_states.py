@@ -1,6 +1,7 @@
 """What must hold of a connection after every step, whatever a client does: bounds, a timer, an end at shutdown.
 
-A client sends pieces, reads little, ends its side, hangs up or does nothing, drawn from a seed; see tests/clockwork.py.
+A client sends pieces, reads little, ends its side, hangs up or does nothing, drawn from a seed; see
+tests/fakes/clockwork.py.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from serving.connection import GRACE, LINGER_S
-from tests.clockwork import FOREVER, PIECE, REQUESTS, TIMEOUT, Loop, Wire, app, run, settle
+from tests.fakes.clockwork import FOREVER, PIECE, REQUESTS, TIMEOUT, Loop, Wire, app, run, settle
 
 
 def request(random: random.Random, number: int) -> bytes:

@@ -15,16 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
 
 from serving import oip
 from serving.api import Api
 from serving.artifact import Artifact
-from serving.classify import Serving
 from serving.errors import BadRequest
-from serving.settings import Settings
 from tests.conftest import SHAPE
-from tests.test_api import END, behind, jpeg, part
+from tests.fakes.interface import END, behind, part, started
+from tests.fakes.pictures import jpeg
 
 SIZE = 19_900_000  # of PODIUM_MAX_BODY_MB=20
 BOUND = 0.25  # seconds of one processor; 0.05 is what is aimed at
@@ -124,21 +122,17 @@ async def cost(api: Api, path: str, headers: list[tuple[bytes, bytes]], body: by
     return statuses[0], time.thread_time() - before
 
 
-def test_no_body_keeps_the_event_loop_busy(tiny: Artifact) -> None:
-    async def test() -> dict[str, float]:
-        serving = Serving(Settings.read({"PODIUM_TOKEN": "x", "PODIUM_ADMIN_TOKEN": "y"}), [tiny], CollectorRegistry())
-        await serving.start()
-        api, slow = Api(behind, serving), {}
+async def test_no_body_keeps_the_event_loop_busy(tiny: Artifact) -> None:
+    slow: dict[str, float] = {}
+    async with started(tiny, PODIUM_TOKEN="x", PODIUM_ADMIN_TOKEN="y") as serving:
+        api = Api(behind, serving)
         for name, path, headers, body in requests():
             token = [] if headers[:1] and headers[0][0] == b"authorization" else [(b"authorization", b"Bearer x")]
             status, seconds = await cost(api, path, [*headers, *token], body)
             assert status < 500, name
             if seconds > BOUND:
                 slow[name] = round(seconds, 3)
-        await serving.stop()
-        return slow
-
-    assert asyncio.run(test()) == {}
+    assert slow == {}
 
 
 def test_data_is_read_in_pieces_that_leave_time_for_others() -> None:

@@ -38,7 +38,7 @@ from serving.images import check, image_format, opaque
 from serving.limits import ASIDE_BYTES, BODY_COPIES, Limits
 from serving.sandbox import Sandbox
 from tests.conftest import SHARED
-from tests.test_images import encoded, photograph
+from tests.fakes.pictures import encoded, photograph
 
 # As `serving.images` sets it for a running server; pytest sets its own.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")

@@ -33,8 +33,9 @@ from serving.limits import most_memory
 from serving.metrics import STAGES, Metrics
 from serving.settings import SETTINGS, Settings
 from tests.conftest import ROOT, save_tiny
-from tests.proxies import DEPLOY, behind_haproxy, behind_nginx, missing, needs_haproxy, needs_nginx
-from tests.test_service import BENTOML, PATIENCE, jpeg, serve
+from tests.fakes.pictures import jpeg
+from tests.fakes.proxies import DEPLOY, behind_haproxy, behind_nginx, missing, needs_haproxy, needs_nginx
+from tests.fakes.server import BENTOML, PATIENCE, serve
 
 OVERLAYS = sorted(path.name for path in (DEPLOY / "overlays").iterdir())
 OLDEST, NEWEST = "1.30", ".".join(kubernetes_validate.latest_version().split(".")[:2])  # 1.30: preStop's sleep

@@ -31,12 +31,6 @@ from tests.conftest import ROOT, SHARED, export, save_tiny, tiny_onnx
 DIGITS = ROOT / "examples" / "digits"
 
 
-@pytest.fixture(scope="module")
-def lenet5() -> Artifact:
-    assert export("lenet5") == 0
-    return find("lenet5")
-
-
 def test_the_manifest_holds_what_the_contract_names(lenet5: Artifact) -> None:
     manifest = lenet5.manifest
     assert (manifest["network"], manifest["family"], manifest["year"], manifest["classes"]) == (
@@ -420,21 +414,15 @@ def test_a_network_of_your_own_is_exported_from_a_file(tmp_path: Path, capsys: p
     assert "expected (2, 1000)" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def efficientnet() -> Artifact:
-    assert export("--module", "examples/efficientnet_lite0.py:network") == 0
-    return find("efficientnet_lite0")
-
-
-def test_the_example_network_names_the_cat(efficientnet: Artifact) -> None:
-    runtime = open(efficientnet)
-    images = parity.inputs(efficientnet.preprocess)
+def test_the_example_network_names_the_cat(efficientnet_lite0: Artifact) -> None:
+    runtime = open(efficientnet_lite0)
+    images = parity.inputs(efficientnet_lite0.preprocess)
     best = runtime.run(images.batch[:4]).argmax(1)
     runtime.close()
-    named = {name: efficientnet.labels[i].label for name, i in zip(images.names, best, strict=False)}
+    named = {name: efficientnet_lite0.labels[i].label for name, i in zip(images.names, best, strict=False)}
     assert named["cat.jpg"] in ("Egyptian cat", "tabby")
     assert named["coffee.jpg"] == "espresso"
-    assert efficientnet.weights == "pretrained"
+    assert efficientnet_lite0.weights == "pretrained"
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------
@@ -476,12 +464,12 @@ def test_evaluate_reads_folders_and_labels_json(
 
 
 @pytest.mark.skipif(not (SHARED / "images").is_dir(), reason="the labelled photographs of ../shared are not here")
-def test_the_example_network_scores_on_photographs_what_pytorch_scores(efficientnet: Artifact) -> None:
+def test_the_example_network_scores_on_photographs_what_pytorch_scores(efficientnet_lite0: Artifact) -> None:
     from examples.efficientnet_lite0 import network
 
     own = network()
     served = Served(own.module.eval(), own.preprocess)
-    result = evaluate(efficientnet, SHARED / "images")
+    result = evaluate(efficientnet_lite0, SHARED / "images")
     images = parity.inputs(own.preprocess, parity.photographs(SHARED / "images"))
     with torch.inference_mode():
         reference = parity.scores(lambda x: served(torch.from_numpy(x)).numpy(), images.batch[:100], (10,), "PyTorch")

@@ -24,7 +24,8 @@ from models.preprocess import default_labels
 from serving import runtime
 from serving.artifact import Artifact, find
 from tests.conftest import ROOT, SHAPE, room, save_tiny, tiny_onnx
-from tests.test_service import ended, jpeg, serve
+from tests.fakes.pictures import jpeg
+from tests.fakes.server import ended, serve
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince211")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 import zlib
@@ -18,24 +17,13 @@ from serving.errors import DamagedImage, RequestError, TooLarge, UnsupportedImag
 from serving.images import ORIENTATION, UPRIGHT, check_content_type, decode, image_format
 from serving.limits import Limits
 from tests.conftest import SHARED
+from tests.fakes.pictures import encoded, photograph
 
 # As `serving.images` sets it for a running server; pytest sets its own.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 RECIPE = Preprocess(resize=36, crop=32)
 LIMITS = Limits(1_000_000)
-
-
-def photograph(width: int = 64, height: int = 48) -> Image.Image:
-    """A picture that no turning or mirroring maps onto itself."""
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    return Image.fromarray(np.stack([x, y, (x + 2 * y) / 3], -1).astype(np.uint8))
-
-
-def encoded(image: Image.Image, name: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, name, **options)
-    return file.getvalue()
 
 
 def off_by(first: np.ndarray, second: np.ndarray) -> float:

@@ -15,7 +15,7 @@ from serving.artifact import Artifact
 from serving.errors import BadRequest
 from serving.runtime import open
 from tests.conftest import SHAPE
-from tests.test_service import Server, serve
+from tests.fakes.server import Server, serve
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince211"),

@@ -17,9 +17,10 @@ import psutil
 import pytest
 
 from serving.artifact import Artifact
-from tests.proxies import behind_haproxy, behind_nginx, needs_haproxy, needs_nginx
+from tests.fakes.pictures import jpeg
+from tests.fakes.proxies import behind_haproxy, behind_nginx, needs_haproxy, needs_nginx
+from tests.fakes.server import PATIENCE, Server, serve
 from tests.spellings import LOOK, METHODS, SAME, interface, named, spelled
-from tests.test_service import PATIENCE, Server, jpeg, serve
 
 pytestmark = [
     pytest.mark.slow,

@@ -17,9 +17,10 @@ from serving.artifact import Artifact
 from serving.classify import Serving
 from serving.images import CONTENT_TYPES
 from serving.settings import Settings
+from tests.fakes.interface import behind
+from tests.fakes.pictures import jpeg
+from tests.fakes.server import Server, serve
 from tests.spellings import LOOK
-from tests.test_api import behind, jpeg
-from tests.test_service import Server, serve
 
 pytestmark = [
     pytest.mark.slow,

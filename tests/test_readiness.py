@@ -18,8 +18,8 @@ from serving.classify import Serving
 from serving.images import Picture
 from serving.runtime import cores
 from serving.settings import Settings
-from tests.test_api import client_of, is_error, jpeg, post, started, until
-from tests.test_images import encoded, photograph
+from tests.fakes.interface import client_of, is_error, post, started, until
+from tests.fakes.pictures import encoded, jpeg, photograph
 
 
 class Stuck:
@@ -41,110 +41,93 @@ class Stuck:
             await asyncio.to_thread(self.entered.acquire)
 
 
-def test_readyz_fails_while_every_decoder_is_stuck_and_recovers(
+async def test_readyz_fails_while_every_decoder_is_stuck_and_recovers(
     tiny: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        stuck = Stuck(monkeypatch)
-        async with started(tiny, PODIUM_TIMEOUT_MS="20000") as serving, client_of(serving) as client:
-            now = serving.workers._clock()
-            monkeypatch.setattr(serving.workers, "_clock", lambda: now)
-            asked = [post(client, jpeg()) for _ in range(cores() + 1)]
-            await stuck.all_busy()
-            assert (await client.get("/readyz")).status_code == 200
-            now += 21
-            assert is_error(await client.get("/readyz"), 503, "not_ready", "every worker has been busy with one image")
-            assert (await client.get("/v2/health/ready")).status_code == 503
-            assert (await client.get("/livez")).status_code == 200
-            stuck.passage.set()
-            assert {reply.status_code for reply in await asyncio.gather(*asked)} == {200}
-            await until(lambda: not serving.unready())
-            assert (await client.get("/readyz")).status_code == 200
-
-    asyncio.run(test())
+    stuck = Stuck(monkeypatch)
+    async with started(tiny, PODIUM_TIMEOUT_MS="20000") as serving, client_of(serving) as client:
+        now = serving.workers._clock()
+        monkeypatch.setattr(serving.workers, "_clock", lambda: now)
+        asked = [post(client, jpeg()) for _ in range(cores() + 1)]
+        await stuck.all_busy()
+        assert (await client.get("/readyz")).status_code == 200
+        now += 21
+        assert is_error(await client.get("/readyz"), 503, "not_ready", "every worker has been busy with one image")
+        assert (await client.get("/v2/health/ready")).status_code == 503
+        assert (await client.get("/livez")).status_code == 200
+        stuck.passage.set()
+        assert {reply.status_code for reply in await asyncio.gather(*asked)} == {200}
+        await until(lambda: not serving.unready())
+        assert (await client.get("/readyz")).status_code == 200
 
 
-def test_readyz_fails_while_the_engine_is_stuck(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test() -> None:
-        entered, passage = threading.Event(), threading.Event()
-        async with started(tiny) as serving, client_of(serving) as client:
-            batcher = serving.models["tiny"].batcher
+async def test_readyz_fails_while_the_engine_is_stuck(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, passage = threading.Event(), threading.Event()
+    async with started(tiny) as serving, client_of(serving) as client:
+        batcher = serving.models["tiny"].batcher
 
-            def run(batch: Pixels, good: Any = batcher.run) -> Any:
-                entered.set()
-                assert passage.wait(60)
-                return good(batch)
+        def run(batch: Pixels, good: Any = batcher.run) -> Any:
+            entered.set()
+            assert passage.wait(60)
+            return good(batch)
 
-            monkeypatch.setattr(batcher, "run", run)
-            now = serving.workers._clock()
-            monkeypatch.setattr(serving.workers, "_clock", lambda: now)
-            asked = post(client, jpeg())
-            await asyncio.to_thread(entered.wait)
-            now += 11
-            assert is_error(await client.get("/readyz"), 503, "not_ready", "the engine has been running one batch")
-            passage.set()
-            assert (await asked).status_code == 200
-            await until(lambda: not serving.unready())
-
-    asyncio.run(test())
+        monkeypatch.setattr(batcher, "run", run)
+        now = serving.workers._clock()
+        monkeypatch.setattr(serving.workers, "_clock", lambda: now)
+        asked = post(client, jpeg())
+        await asyncio.to_thread(entered.wait)
+        now += 11
+        assert is_error(await client.get("/readyz"), 503, "not_ready", "the engine has been running one batch")
+        passage.set()
+        assert (await asked).status_code == 200
+        await until(lambda: not serving.unready())
 
 
-def test_a_shutdown_does_not_wait_for_a_decoder_that_does_not_end(
+async def test_a_shutdown_does_not_wait_for_a_decoder_that_does_not_end(
     tiny: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(classify, "GRACE", 0.05)
     closed: list[str] = []
-
-    async def test() -> None:
-        stuck = Stuck(monkeypatch)
-        serving = Serving(Settings.read({"PODIUM_TIMEOUT_MS": "50"}), [tiny], CollectorRegistry())
-        await serving.start()
-        monkeypatch.setattr(serving.models["tiny"].runtime, "close", lambda: closed.append("engine"))
-        async with client_of(serving) as client:
-            asked = [post(client, jpeg()) for _ in range(cores() + 1)]
-            await stuck.all_busy()
-            assert {reply.status_code for reply in await asyncio.gather(*asked)} == {504}
-            await serving.stop()
-        assert not closed, "it may be in use"
-        assert "did not end within 0.05 s" in caplog.text
-        stuck.passage.set()
-        assert await asyncio.to_thread(serving.workers.close)
-
-    asyncio.run(test())
+    stuck = Stuck(monkeypatch)
+    serving = Serving(Settings.read({"PODIUM_TIMEOUT_MS": "50"}), [tiny], CollectorRegistry())
+    await serving.start()
+    monkeypatch.setattr(serving.models["tiny"].runtime, "close", lambda: closed.append("engine"))
+    async with client_of(serving) as client:
+        asked = [post(client, jpeg()) for _ in range(cores() + 1)]
+        await stuck.all_busy()
+        assert {reply.status_code for reply in await asyncio.gather(*asked)} == {504}
+        await serving.stop()
+    assert not closed, "it may be in use"
+    assert "did not end within 0.05 s" in caplog.text
+    stuck.passage.set()
+    assert await asyncio.to_thread(serving.workers.close)
 
 
-def test_a_shutdown_ends_what_is_decoded_in_another_process(tiny: Artifact) -> None:
-    async def test() -> None:
-        serving = Serving(
-            Settings.read({"PODIUM_IMAGE_CPU_MS": "60000", "PODIUM_TIMEOUT_MS": "3000"}), [tiny], CollectorRegistry()
-        )
-        await serving.start()
-        async with client_of(serving) as client:
-            asked = post(client, run_lengths(7000, 8))
-            await until(lambda: bool(serving.sandbox._busy))
-            [child] = serving.sandbox._busy
-            await serving.stop()
-            assert (await asked).status_code == 504
-        assert child.process.poll() is not None
-
-    asyncio.run(test())
+async def test_a_shutdown_ends_what_is_decoded_in_another_process(tiny: Artifact) -> None:
+    serving = Serving(
+        Settings.read({"PODIUM_IMAGE_CPU_MS": "60000", "PODIUM_TIMEOUT_MS": "3000"}), [tiny], CollectorRegistry()
+    )
+    await serving.start()
+    async with client_of(serving) as client:
+        asked = post(client, run_lengths(7000, 8))
+        await until(lambda: bool(serving.sandbox._busy))
+        [child] = serving.sandbox._busy
+        await serving.stop()
+        assert (await asked).status_code == 504
+    assert child.process.poll() is not None
 
 
-def test_costly_images_take_no_time_from_good_ones(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_costly_images_take_no_time_from_good_ones(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many that fill their processor time, and good requests beside them, over the whole way."""
     monkeypatch.setattr(sandbox, "PATIENCE", 1000.0)  # a busy machine gives the children little processor time
-
-    async def test() -> None:
-        settings = {"PODIUM_IMAGE_CPU_MS": "300", "PODIUM_TIMEOUT_MS": "600000"}
-        async with started(tiny, **settings) as serving, client_of(serving) as client:
-            costly = [post(client, run_lengths(1700, 8)) for _ in range(6)]
-            for _ in range(30):
-                assert (await client.post("/classify", content=jpeg())).status_code == 200
-            assert not all(reply.done() for reply in costly), "they were faster than thirty good ones"
-            for reply in await asyncio.gather(*costly):
-                assert is_error(reply, 413, "too_large", "more than the 300 ms of processor time")
-            tiff = await client.post("/classify", content=encoded(photograph(), "TIFF"))
-            assert tiff.status_code == 200 and tiff.json()["timing_ms"]["decode"] > 0
-            assert np.isfinite(tiff.json()["timing_ms"]["queue"])
-
-    asyncio.run(test())
+    settings = {"PODIUM_IMAGE_CPU_MS": "300", "PODIUM_TIMEOUT_MS": "600000"}
+    async with started(tiny, **settings) as serving, client_of(serving) as client:
+        costly = [post(client, run_lengths(1700, 8)) for _ in range(6)]
+        for _ in range(30):
+            assert (await client.post("/classify", content=jpeg())).status_code == 200
+        assert not all(reply.done() for reply in costly), "they were faster than thirty good ones"
+        for reply in await asyncio.gather(*costly):
+            assert is_error(reply, 413, "too_large", "more than the 300 ms of processor time")
+        tiff = await client.post("/classify", content=encoded(photograph(), "TIFF"))
+        assert tiff.status_code == 200 and tiff.json()["timing_ms"]["decode"] > 0
+        assert np.isfinite(tiff.json()["timing_ms"]["queue"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import json
 from typing import Any
 from urllib.parse import unquote
@@ -14,8 +14,8 @@ from serving.api import Api
 from serving.artifact import Artifact
 from serving.errors import MethodNotAllowed, NotFound, Overloaded, RequestError
 from serving.routes import Route, Routes
+from tests.fakes.interface import behind, client_of, is_error, started
 from tests.spellings import LOOK, METHODS, interface, paths, spelled
-from tests.test_api import behind, client_of, is_error, started
 
 
 class Recorder:
@@ -62,101 +62,83 @@ def code_of(path: str, body: bytes) -> str | None:
     return None if path.startswith("/v2/") and isinstance(error, str) else error["code"]
 
 
-def test_no_spelling_but_the_one_is_answered_or_handed_on(tiny: Artifact) -> None:
+async def test_no_spelling_but_the_one_is_answered_or_handed_on(tiny: Artifact) -> None:
     app = Recorder(STARTED, DONE)
     api, known = interface(tiny, app, PODIUM_TOKEN="look"), paths(tiny)
-
-    async def test() -> int:
-        asks = 0
-        for name, raw in spelled(known):
-            for method in METHODS:
-                for headers in ({}, LOOK):
-                    status, answer, body = await asked(api, method, raw, **headers)
-                    asks += 1
-                    assert status == 404 and answer[b"x-request-id"], (name, method, raw)
-                    if method == "HEAD":
-                        assert body == b"" and int(answer[b"content-length"]) > 0
-                    else:
-                        assert code_of(raw, body) in ("not_found", None), (name, method, raw)
-        return asks
-
-    asks = asyncio.run(test())
+    asks = 0
+    for name, raw in spelled(known):
+        for method, headers in itertools.product(METHODS, ({}, LOOK)):
+            status, answer, body = await asked(api, method, raw, **headers)
+            asks += 1
+            assert status == 404 and answer[b"x-request-id"], (name, method, raw)
+            if method == "HEAD":
+                assert body == b"" and int(answer[b"content-length"]) > 0
+            else:
+                assert code_of(raw, body) in ("not_found", None), (name, method, raw)
     assert asks > 10_000 and app.scopes == []
     assert api.serving.metrics.outcomes["unknown", "not_found"] == asks
 
 
-def test_without_the_token_nothing_is_told_but_health_figures_and_the_page(tiny: Artifact) -> None:
-    async def test() -> None:
-        async with started(tiny, PODIUM_TOKEN="look") as serving:
-            app = Recorder(STARTED, DONE)
-            api = Api(app, serving)
-            open_to_all = set()
-            for path, methods in paths(tiny).items():
-                for method in METHODS:
-                    status, _, _ = await asked(api, method, path)
-                    assert status == 405 if method not in methods else status in (200, 307, 308, 401), (method, path)
-                    if status < 400:
-                        open_to_all.add(path)
-            page = {path for path in open_to_all if path.startswith("/ui")}
-            assert {"/ui", "/ui/", "/ui/app.js"} <= page and "/ui/results.json" not in page
-            assert open_to_all - page == {"/", "/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
-            assert app.scopes == []
-
-    asyncio.run(test())
+async def test_without_the_token_nothing_is_told_but_health_figures_and_the_page(tiny: Artifact) -> None:
+    async with started(tiny, PODIUM_TOKEN="look") as serving:
+        app = Recorder(STARTED, DONE)
+        api = Api(app, serving)
+        open_to_all = set()
+        for path, methods in paths(tiny).items():
+            for method in METHODS:
+                status, _, _ = await asked(api, method, path)
+                assert status == 405 if method not in methods else status in (200, 307, 308, 401), (method, path)
+                if status < 400:
+                    open_to_all.add(path)
+        page = {path for path in open_to_all if path.startswith("/ui")}
+        assert {"/ui", "/ui/", "/ui/app.js"} <= page and "/ui/results.json" not in page
+        assert open_to_all - page == {"/", "/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
+        assert app.scopes == []
 
 
-def test_a_method_that_a_path_does_not_take_is_told_which_it_does(tiny: Artifact) -> None:
-    async def test() -> None:
-        async with started(tiny) as serving, client_of(serving) as client:
-            for path, methods in paths(tiny).items():
-                for method in ("PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "POST", "GET", "HEAD"):
-                    if method in methods:
-                        continue
-                    refused = await client.request(method, path)
-                    assert refused.status_code == 405 and set(refused.headers["allow"].split(", ")) == methods
-                    assert method == "HEAD" or path.startswith("/v2/") or is_error(refused, 405, "method_not_allowed")
-            assert ("POST" in methods) != ("GET" in methods)
-            assert serving.metrics.outcomes["unknown", "method_not_allowed"] > 100
-
-    asyncio.run(test())
+async def test_a_method_that_a_path_does_not_take_is_told_which_it_does(tiny: Artifact) -> None:
+    async with started(tiny) as serving, client_of(serving) as client:
+        for path, methods in paths(tiny).items():
+            for method in ("PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "POST", "GET", "HEAD"):
+                if method in methods:
+                    continue
+                refused = await client.request(method, path)
+                assert refused.status_code == 405 and set(refused.headers["allow"].split(", ")) == methods
+                assert method == "HEAD" or path.startswith("/v2/") or is_error(refused, 405, "method_not_allowed")
+        assert ("POST" in methods) != ("GET" in methods)
+        assert serving.metrics.outcomes["unknown", "method_not_allowed"] > 100
 
 
-def test_head_is_get_without_the_body(tiny: Artifact) -> None:
-    async def test() -> None:
-        async with started(tiny) as serving:
-            api = Api(Recorder(STARTED, DONE), serving)
-            for path, methods in paths(tiny).items():
-                if "GET" in methods:
-                    status, headers, _ = await asked(api, "GET", path)
-                    bare_status, bare_headers, body = await asked(api, "HEAD", path)
-                    assert (bare_status, body) == (status, b"") and status < 400, path
-                    changing = {b"x-request-id"} | ({b"content-length"} if path == "/metrics" else set())
-                    assert headers.keys() == bare_headers.keys()
-                    assert all(headers[key] == bare_headers[key] for key in headers.keys() - changing), path
-
-    asyncio.run(test())
+async def test_head_is_get_without_the_body(tiny: Artifact) -> None:
+    async with started(tiny) as serving:
+        api = Api(Recorder(STARTED, DONE), serving)
+        for path, methods in paths(tiny).items():
+            if "GET" in methods:
+                status, headers, _ = await asked(api, "GET", path)
+                bare_status, bare_headers, body = await asked(api, "HEAD", path)
+                assert (bare_status, body) == (status, b"") and status < 400, path
+                changing = {b"x-request-id"} | ({b"content-length"} if path == "/metrics" else set())
+                assert headers.keys() == bare_headers.keys()
+                assert all(headers[key] == bare_headers[key] for key in headers.keys() - changing), path
 
 
 # The application behind
 
 
-def test_of_a_request_nothing_reaches_the_application_behind(tiny: Artifact) -> None:
-    async def test() -> None:
-        app = Recorder(STARTED, DONE)
-        async with started(tiny, PODIUM_TOKEN="look") as serving:
-            for method in ("GET", "HEAD"):
-                status, headers, body = await asked(Api(app, serving), method, "/schema.json?a=%0a", Cookie="a", **LOOK)
-                assert (status, headers[b"content-type"]) == (200, b"application/json")
-                assert headers[b"x-request-id"] and body == (DONE["body"] if method == "GET" else b"")
-        for scope in app.scopes:
-            told = {key: scope[key] for key in ("method", "path", "raw_path", "query_string", "headers")}
-            assert told == {
-                "method": "GET", "path": "/schema.json", "raw_path": b"/schema.json", "query_string": b"",
-                "headers": [],
-            }  # fmt: skip
-        assert app.messages == [{"type": "http.request", "body": b"", "more_body": False}] * 2
-
-    asyncio.run(test())
+async def test_of_a_request_nothing_reaches_the_application_behind(tiny: Artifact) -> None:
+    app = Recorder(STARTED, DONE)
+    async with started(tiny, PODIUM_TOKEN="look") as serving:
+        for method in ("GET", "HEAD"):
+            status, headers, body = await asked(Api(app, serving), method, "/schema.json?a=%0a", Cookie="a", **LOOK)
+            assert (status, headers[b"content-type"]) == (200, b"application/json")
+            assert headers[b"x-request-id"] and body == (DONE["body"] if method == "GET" else b"")
+    for scope in app.scopes:
+        told = {key: scope[key] for key in ("method", "path", "raw_path", "query_string", "headers")}
+        assert told == {
+            "method": "GET", "path": "/schema.json", "raw_path": b"/schema.json", "query_string": b"",
+            "headers": [],
+        }  # fmt: skip
+    assert app.messages == [{"type": "http.request", "body": b"", "more_body": False}] * 2
 
 
 class Raises(Recorder):
@@ -174,18 +156,15 @@ class Waits(Recorder):
     "app",
     [Raises(), Waits(), Recorder(), Recorder({**STARTED, "status": 302, "headers": [(b"set-cookie", b"a")]}, DONE)],
 )
-def test_whatever_the_application_behind_does_is_answered_in_our_form(tiny: Artifact, app: Any) -> None:
-    async def test() -> None:
-        async with started(tiny, PODIUM_TIMEOUT_MS="50") as serving:
-            status, headers, body = await asked(Api(app, serving), "GET", "/schema.json")
-            assert (status, code_of("/schema.json", body)) == (500, "internal")
-            assert set(headers) == {b"content-type", b"content-length", b"x-request-id"}
-            assert serving.metrics.outcomes["unknown", "internal"] == 1
-
-    asyncio.run(test())
+async def test_whatever_the_application_behind_does_is_answered_in_our_form(tiny: Artifact, app: Any) -> None:
+    async with started(tiny, PODIUM_TIMEOUT_MS="50") as serving:
+        status, headers, body = await asked(Api(app, serving), "GET", "/schema.json")
+        assert (status, code_of("/schema.json", body)) == (500, "internal")
+        assert set(headers) == {b"content-type", b"content-length", b"x-request-id"}
+        assert serving.metrics.outcomes["unknown", "internal"] == 1
 
 
-def test_other_than_http_only_the_servers_life_is_handed_on(tiny: Artifact) -> None:
+async def test_other_than_http_only_the_servers_life_is_handed_on(tiny: Artifact) -> None:
     app, sent = Recorder(), list[Any]()
 
     async def send(message: Any) -> None:
@@ -194,12 +173,9 @@ def test_other_than_http_only_the_servers_life_is_handed_on(tiny: Artifact) -> N
     async def receive() -> Any:
         raise AssertionError("nothing is to be read")
 
-    async def test() -> None:
-        api = interface(tiny, app)
-        for kind in ("lifespan", "websocket", "something"):
-            await api({"type": kind, "path": "/classify", "headers": []}, receive, send)
-
-    asyncio.run(test())
+    api = interface(tiny, app)
+    for kind in ("lifespan", "websocket", "something"):
+        await api({"type": kind, "path": "/classify", "headers": []}, receive, send)
     assert [scope["type"] for scope in app.scopes] == ["lifespan"]
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
@@ -237,29 +213,26 @@ def test_a_route_cannot_be_in_the_table_twice() -> None:
         Routes([Route("GET", "/a", "open", handler), Route("GET", "/a", "user", handler)])
 
 
-def test_the_documentations_words_for_a_name_are_no_names(tiny: Artifact) -> None:
+async def test_the_documentations_words_for_a_name_are_no_names(tiny: Artifact) -> None:
     api = interface(tiny)
     for path in ("/models/NETWORK", "/v2/models/tiny/versions/VERSION", "/models/NETWORK/load"):
-        assert asyncio.run(asked(api, "GET", path))[0] == 404
+        assert (await asked(api, "GET", path))[0] == 404
 
 
-def test_an_outcome_is_counted_once_and_in_our_form_whatever_went_wrong(tiny: Artifact) -> None:
+async def test_an_outcome_is_counted_once_and_in_our_form_whatever_went_wrong(tiny: Artifact) -> None:
     def broken() -> dict[str, Any]:
         raise RuntimeError("broken")
 
-    async def test() -> None:
-        async with started(tiny) as serving:
-            api = Api(behind, serving)
-            serving.models["tiny"].summary = broken  # type: ignore[method-assign]
-            status, headers, body = await asked(api, "GET", "/models")
-            assert (status, code_of("/models", body)) == (500, "internal") and headers[b"x-request-id"]
-            await serving.drain()
-            for path in ("/models", "/schema.json", "/ui/results.json"):
-                status, headers, body = await asked(api, "GET", path)
-                assert (status, code_of(path, body), headers[b"connection"]) == (503, "shutting_down", b"close")
-            assert (await asked(api, "GET", "/livez"))[1][b"connection"] == b"close"
-            assert (await asked(api, "GET", "/readyz"))[0] == 503
-            counted = {outcome: count for (_, outcome), count in serving.metrics.outcomes.items() if count}
-            assert counted == {"internal": 1, "shutting_down": 3}
-
-    asyncio.run(test())
+    async with started(tiny) as serving:
+        api = Api(behind, serving)
+        serving.models["tiny"].summary = broken  # type: ignore[method-assign]
+        status, headers, body = await asked(api, "GET", "/models")
+        assert (status, code_of("/models", body)) == (500, "internal") and headers[b"x-request-id"]
+        await serving.drain()
+        for path in ("/models", "/schema.json", "/ui/results.json"):
+            status, headers, body = await asked(api, "GET", path)
+            assert (status, code_of(path, body), headers[b"connection"]) == (503, "shutting_down", b"close")
+        assert (await asked(api, "GET", "/livez"))[1][b"connection"] == b"close"
+        assert (await asked(api, "GET", "/readyz"))[0] == 503
+        counted = {outcome: count for (_, outcome), count in serving.metrics.outcomes.items() if count}
+        assert counted == {"internal": 1, "shutting_down": 3}

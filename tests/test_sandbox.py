@@ -24,7 +24,7 @@ from serving.images import decode_here, image_format
 from serving.limits import CHILD_BYTES, Limits
 from serving.sandbox import Sandbox
 from tests.conftest import ROOT
-from tests.test_images import encoded, photograph
+from tests.fakes.pictures import encoded, photograph
 
 LIMITS = Limits(pixels=20_000_000, seconds=5.0)
 RECIPES = (
@@ -177,7 +177,7 @@ from benchmarks.campaigns.costly_images import run_lengths
 from models.preprocess import Preprocess
 from serving.limits import CHILD_BYTES, Limits
 from serving.sandbox import Sandbox
-from tests.test_images import encoded, photograph
+from tests.fakes.pictures import encoded, photograph
 one = Sandbox(1)
 one.decode(encoded(photograph()), "PNG", Preprocess(), Limits(1_000_000))
 print(one._idle[0].process.pid, flush=True)

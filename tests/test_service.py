@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import hashlib
 import importlib
@@ -17,11 +16,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPResponse
+from contextlib import closing
+from http.client import HTTPResponse
 from pathlib import Path
 
 import bentoml
@@ -36,101 +33,11 @@ from serving import runtime
 from serving.artifact import MANIFEST, Artifact
 from serving.settings import check_address
 from tests.conftest import ROOT, SHARED, save_tiny
-
-BENTOML = [str(Path(sys.executable).with_name("bentoml"))]
-PATIENCE = 60.0
+from tests.fakes.pictures import jpeg
+from tests.fakes.server import BENTOML, PATIENCE, Server, ended, serve
 
 # BentoML 1.4.40 with pydantic 2.11 and later, when its SDK is first imported.
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince211")
-
-
-def jpeg(colour: str = "orange") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (50, 40), colour).save(file, "JPEG")
-    return file.getvalue()
-
-
-@dataclass
-class Server:
-    port: int
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def connect(self) -> HTTPConnection:
-        return HTTPConnection("127.0.0.1", self.port, timeout=30)
-
-    def ask(
-        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
-    ) -> tuple[int, bytes]:
-        with closing(self.connect()) as connection:
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            return response.status, response.read()
-
-    def classify(self, body: bytes, path: str = "/classify", kind: str = "image/jpeg") -> tuple[int, dict]:
-        status, answer = self.ask("POST", path, body, {"Content-Type": kind})
-        return status, json.loads(answer)
-
-    def ready(self) -> int:
-        """What `/readyz` says, 0 where nobody listens."""
-        try:
-            return self.ask("GET", "/readyz")[0]
-        except OSError:
-            return 0
-
-    def until_ready(self, status: int) -> None:
-        end = time.monotonic() + PATIENCE
-        while self.ready() != status:
-            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()
-            time.sleep(0.02)
-
-
-@contextmanager
-def serve(log: Path, *arguments: str, cwd: Path = ROOT, **environment: str) -> Iterator[Server]:
-    """`bentoml serve` on a free port, ready; ended after."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [*BENTOML, "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=cwd, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT
-        )
-    server = Server(port, process, log)
-    try:
-        server.until_ready(200)
-        yield server
-    finally:
-        process.terminate()
-        process.wait(PATIENCE)
-
-
-def ended(port: int = 0, **environment: str) -> tuple[int, str, str]:
-    """The exit status, output and errors of `bentoml serve` where it cannot serve."""
-    command = [*BENTOML, "serve", "--host", "127.0.0.1", "--port", str(port)]
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            output, errors = process.communicate(timeout=PATIENCE)
-        finally:
-            process.terminate()
-    return process.returncode, output, errors
-
-
-@pytest.fixture(scope="module")
-def server(tiny: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("serve") / "log"
-    with serve(log, PODIUM_MODELS=tiny.tag, PODIUM_MAX_BODY_MB="0.1") as running:
-        yield running
 
 
 def test_a_photograph_gets_the_engines_answer(server: Server, tiny: Artifact) -> None:
@@ -527,43 +434,39 @@ def test_a_bento_serves_its_own_models_from_an_empty_folder(tmp_path: Path) -> N
             assert json.loads(server.ask("GET", "/ui/results.json")[1]) == {"results": None}
 
 
-def test_the_method_answers_in_process_too(tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_method_answers_in_process_too(
+    tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PODIUM_MODELS", tiny.tag)
     service = importlib.import_module("service")
     monkeypatch.setattr(service, "drain_before_exit", lambda serving: None)  # it takes the process's signals
     photograph = tmp_path / "photograph.jpg"
     photograph.write_bytes(jpeg())
-
-    async def test() -> None:
+    try:
         podium = service.Podium()
         await podium.start()
         assert gc.get_freeze_count() > 10_000  # a full collection passes over what the imports made
         answer = await podium.classify(image=photograph, top_k=1)
         assert answer["model"] == "tiny" and len(answer["predictions"]) == 1
         await podium.stop()
-
-    try:
-        asyncio.run(test())
     finally:
         gc.unfreeze()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "images").is_dir(), reason="the labelled photographs of ../shared are not here")
-def test_over_http_every_photograph_gets_pytorchs_answer(tmp_path: Path) -> None:
+def test_over_http_every_photograph_gets_pytorchs_answer(efficientnet_lite0: Artifact, tmp_path: Path) -> None:
     """From the file to the answer with trained weights: no step between may change what the network says."""
     import torch
 
     from examples.efficientnet_lite0 import network
-    from export.__main__ import main
     from export.to_onnx import Served
 
-    assert main(["--module", "examples/efficientnet_lite0.py:network", "--no-tune"]) == 0
     own = network()
     original = Served(own.module.eval(), own.preprocess)
     truth = json.loads((SHARED / "images" / "labels.json").read_text())
     hits = 0
-    with serve(tmp_path / "log", PODIUM_MODELS="efficientnet_lite0") as running:
+    with serve(tmp_path / "log", PODIUM_MODELS=efficientnet_lite0.tag) as running:
         for name, index in truth.items():
             body = (SHARED / "images" / name).read_bytes()
             status, answer = running.classify(body)

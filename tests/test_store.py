@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import random
@@ -280,20 +279,16 @@ def test_list_says_when_how_many_classes_and_which_is_the_default(
     assert data[trained.tag]["exported"] == trained.created.isoformat() and data[trained.tag]["classes"] == 7
 
 
-def test_the_log_says_what_is_served(
+async def test_the_log_says_what_is_served(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("bentoml"), "propagate", True)
     first, second = save_tiny(tmp_path, "first", weights="custom"), save_tiny(tmp_path, "second")
     settings = Settings.read({"PODIUM_ENGINE": "onnxruntime", "PODIUM_THREADS": "1"})
-
-    async def test() -> None:
-        serving = Serving(settings, [first, second], CollectorRegistry())
+    serving = Serving(settings, [first, second], CollectorRegistry())
+    with caplog.at_level(logging.INFO, "bentoml.podium"):
         await serving.start()
         await serving.stop()
-
-    with caplog.at_level(logging.INFO, "bentoml.podium"):
-        asyncio.run(test())
     lines = [record.getMessage() for record in caplog.records if "loaded and warm" in record.getMessage()]
     engine = "onnxruntime fp32 on 1 thread"
     assert lines == [

@@ -27,7 +27,8 @@ from serving.batcher import Scored
 from serving.classify import Model, Serving
 from serving.errors import CLOSING, Closing
 from serving.settings import Settings
-from tests.test_api import END, behind, jpeg, part
+from tests.fakes.interface import END, behind, part
+from tests.fakes.pictures import jpeg
 
 CLASSES = {"old": 1, "new": 2}  # the class that each version gives the most
 SIDE = 4
@@ -244,39 +245,30 @@ async def play(api: Api, names: list[tuple[int, str]], actions: list[tuple[int, 
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_swap_at_any_turn_of_a_request(name: str) -> None:
-    async def test() -> None:
-        api, outcomes = Api(behind, served()), set()
-        for turns in range(TURNS):
-            for actions in ([(turns, SWAP)], [(turns, UNLOAD)], [(turns, UNLOAD), (0, SWAP)]):
-                [(status, answer)] = await play(api, [(5, name)], actions)
-                check(name, status, answer, swaps_alone=actions[0][1] == SWAP)
-                outcomes.add("new" in json.dumps(answer) if status == 200 else status)
-        assert len(outcomes) >= 2, "the turns did not reach from before the look-up to after it"
-
-    asyncio.run(test())
+async def test_a_swap_at_any_turn_of_a_request(name: str) -> None:
+    api, outcomes = Api(behind, served()), set()
+    for turns in range(TURNS):
+        for actions in ([(turns, SWAP)], [(turns, UNLOAD)], [(turns, UNLOAD), (0, SWAP)]):
+            [(status, answer)] = await play(api, [(5, name)], actions)
+            check(name, status, answer, swaps_alone=actions[0][1] == SWAP)
+            outcomes.add("new" in json.dumps(answer) if status == 200 else status)
+    assert len(outcomes) >= 2, "the turns did not reach from before the look-up to after it"
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_two_swaps_at_any_turns_of_a_request(name: str) -> None:
-    async def test() -> None:
-        api = Api(behind, served())
-        for first, second in itertools.product(range(16), range(8)):
-            for actions in ([(first, SWAP), (second, BACK)], [(first, SWAP), (second, UNLOAD)]):
-                [(status, answer)] = await play(api, [(0, name)], actions)
-                check(name, status, answer, swaps_alone=actions[1][1] == BACK)
-
-    asyncio.run(test())
+async def test_two_swaps_at_any_turns_of_a_request(name: str) -> None:
+    api = Api(behind, served())
+    for first, second in itertools.product(range(16), range(8)):
+        for actions in ([(first, SWAP), (second, BACK)], [(first, SWAP), (second, UNLOAD)]):
+            [(status, answer)] = await play(api, [(0, name)], actions)
+            check(name, status, answer, swaps_alone=actions[1][1] == BACK)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_many_requests_amid_many_swaps(seed: int) -> None:
-    async def test() -> None:
-        api, dice = Api(behind, served()), random.Random(seed)
-        for _ in range(50):
-            names = [(dice.randrange(30), dice.choice(list(REQUESTS))) for _ in range(8)]
-            actions = [(dice.randrange(8), dice.choice([SWAP, BACK, UNLOAD])) for _ in range(6)]
-            for (_turns, name), (status, answer) in zip(names, await play(api, names, actions), strict=True):
-                check(name, status, answer, swaps_alone=UNLOAD not in [action for _, action in actions])
-
-    asyncio.run(test())
+async def test_many_requests_amid_many_swaps(seed: int) -> None:
+    api, dice = Api(behind, served()), random.Random(seed)
+    for _ in range(50):
+        names = [(dice.randrange(30), dice.choice(list(REQUESTS))) for _ in range(8)]
+        actions = [(dice.randrange(8), dice.choice([SWAP, BACK, UNLOAD])) for _ in range(6)]
+        for (_turns, name), (status, answer) in zip(names, await play(api, names, actions), strict=True):
+            check(name, status, answer, swaps_alone=UNLOAD not in [action for _, action in actions])

@@ -1,40 +1,28 @@
-"""The page as its viewers meet it: in a real browser, from a real service; and how its files are served."""
+"""The page as its viewers meet it: in a real browser, from a real service."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import bentoml
-import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from export.store import manifest_of, save
 from models.preprocess import Label, Preprocess
 from serving import pages
 from serving.artifact import Artifact
-from serving.pages import Results
-from tests.conftest import ROOT, tiny_onnx
-from tests.test_api import client_of, started
-from tests.test_service import Server, serve
+from tests.conftest import tiny_onnx
+from tests.fakes.server import Server, serve
+from tests.fakes.viewer import CAT, SEVEN, Viewer, card, choose, draw, measured, said
 
-CAT = ROOT / "examples/photographs/cat.jpg"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 TABS = ("picture", "digit", "time")
 WIDTHS = {"phone": (360, 740), "laptop": (1280, 800), "projector": (1920, 1080)}
 
@@ -43,140 +31,8 @@ HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title=
 
 MOST_BYTES = 200_000
 
-expect.set_options(timeout=30_000)  # on a busy machine an answer is late, not wrong
 
-
-# The files; first, because the browser's driver keeps an event loop of its own until the module's end
-
-
-def measured() -> dict[str, Any]:
-    """Records as the page gets them, with power."""
-
-    def one(network: str, batch: int, p50: float, **more: Any) -> dict[str, Any]:
-        return {
-            "network": network, "year": 2015, "classes": 1000, "engine": "tensorrt", "precision": "fp16",
-            "batch": batch, "weights": "pretrained", "status": "ok", "throughput_img_s": 1e3 * batch / p50,
-            "macs": 4_089_184_256, "params": 25_557_032, "top1": 76.13, "top5": 92.9, "accuracy_source": "published",
-            "latency_ms": {"p50": p50, "p90": p50 * 1.1, "p99": p50 * 1.2, "count": 9, "interval": [p50, p50]},
-            "memory_mb": {"weights": 51.0, "peak_rss": 900.0, "peak_gpu": 300.0},
-            "power": {"source": "nvml", "reason": None, "idle_w": 70.0, "mean_w": 312.5, "net_w": 242.5,
-                      "joules_per_image": 0.61, "net_joules_per_image": 0.4},
-            **more,
-        }  # fmt: skip
-
-    failed = one("vgg19", 64, 1.0, status="failed: memory ended", latency_ms=None)
-    small = {"params": 61_100_840, "macs": 714_188_480, "top1": 56.52, "weights": "untrained"}
-    return {
-        "file": "benchmarks/results/a.json",
-        "environment": {
-            "cpu": "A CPU",
-            "cores": 8,
-            "gpus": [],
-            "date": "2026-11-20T08:00:00+00:00",
-            "settings": "full",
-        },
-        "records": [one("resnet50", 1, 2.0), one("resnet50", 8, 9.5), one("alexnet", 1, 0.9, **small), failed],
-    }
-
-
-def test_files_carry_their_type_a_strict_policy_and_an_etag(tiny: Artifact) -> None:
-    async def test() -> None:
-        async with started(tiny, PODIUM_TOKEN="secret") as serving, client_of(serving) as client:
-            page = await client.get("/ui/")
-            assert page.status_code == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
-            policy = page.headers["content-security-policy"]
-            assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
-            for name, kind in (("app.js", "text/javascript"), ("style.css", "text/css"), ("icon.svg", "image/svg+xml")):
-                file = await client.get(f"/ui/{name}")
-                assert file.headers["content-type"].startswith(kind)
-                assert file.headers["x-content-type-options"] == "nosniff"
-                assert file.headers["referrer-policy"] == "no-referrer"
-                again = await client.get(f"/ui/{name}", headers={"if-none-match": f'"other", W/{file.headers["etag"]}'})
-                assert (again.status_code, again.content) == (304, b"")
-                changed = await client.get(f"/ui/{name}", headers={"if-none-match": '"other"'})
-                assert changed.content == file.content
-            head = await client.head("/ui/")
-            assert (head.status_code, head.content) == (200, b"")
-            assert int(head.headers["content-length"]) == len(page.content)
-            onward = await client.get("/ui")
-            assert (onward.status_code, onward.headers["location"]) == (308, "ui/")
-            for path in (
-                "/ui/index.html",
-                "/ui/../api.py",
-                "/ui/..%2fapi.py",
-                "/ui//etc/passwd",
-                "/ui/samples/",
-                "/uix",
-            ):
-                assert (await client.get(path)).status_code == 404
-            assert (await client.get("/ui/results.json")).status_code == 401
-            assert (await client.post("/ui/results.json")).status_code == 405
-
-    asyncio.run(test())
-
-
-def result_file(date: str, **changes: Any) -> str:
-    record = measured()["records"][0] | {"latency_ms": {"p50": 1.0, "values": [1.0] * 1000}} | changes
-    return json.dumps({"schema": 1, "environment": {"date": date, "command": "c"}, "records": [record]})
-
-
-def test_the_newest_whole_result_file_is_the_one_shown(tmp_path: Path) -> None:
-    results = Results(tmp_path)
-    assert results.latest() is None
-    (tmp_path / ".podium/demo").mkdir(parents=True)
-    (tmp_path / "benchmarks/results").mkdir(parents=True)
-    older = tmp_path / "benchmarks/results/older.json"
-    older.write_text(result_file("2026-01-01T00:00:00+00:00"))
-    newer = tmp_path / ".podium/demo/results.json"
-    newer.write_text(result_file("2026-02-01T00:00:00+00:00", scenario=None))
-    for name, text in {
-        "half": newer.read_text()[:200],
-        "schema": newer.read_text().replace('"schema": 1', '"schema": 2'),
-        "nan": result_file("2027", throughput_img_s=float("nan")),
-        "failed": result_file("2027", status="failed: of memory"),
-        "load": result_file("2027", scenario="closed loop, 4 in flight"),
-        "other": '{"schema": 1, "environment": {}, "records": [{"network": 1}]}',
-        "list": "[]",
-        "deep": "[" * 100_000,
-    }.items():
-        (tmp_path / f".podium/{name}.json").write_text(text)
-    latest = results.latest()
-    assert latest is not None and latest["file"] == ".podium/demo/results.json"
-    assert latest["records"][0]["latency_ms"] == {"p50": 1.0, "p90": None, "p99": None, "count": None, "interval": None}
-    assert "command" not in latest["environment"]
-    assert results.latest() is latest  # not read again
-    newer.unlink()
-    latest = results.latest()
-    assert latest is not None and latest["file"] == "benchmarks/results/older.json"
-
-
-def test_results_are_null_or_a_document_over_http(tiny: Artifact, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    async def ask() -> Any:
-        async with started(tiny) as serving, client_of(serving) as client:
-            response: httpx.Response = await client.get("/ui/results.json")
-            return response.json()
-
-    assert asyncio.run(ask()) == {"results": None}
-    (tmp_path / ".podium").mkdir()
-    (tmp_path / ".podium/bench.json").write_text(result_file("2026-02-01T00:00:00+00:00"))
-    assert asyncio.run(ask())["results"]["file"] == ".podium/bench.json"
-
-
-# The browser and what it looks at
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        assert "CI" not in os.environ, f"none of {', '.join(BROWSERS)} is installed; `.ci/run` installs one"
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed; on Debian and Ubuntu: apt-get install chromium")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        yield launched
-        launched.close()
+# What the browser looks at
 
 
 def save_hostile(folder: Path) -> Artifact:
@@ -188,29 +44,17 @@ def save_hostile(folder: Path) -> Artifact:
     return save(manifest, {"fp32.onnx": tiny_onnx(folder / "fp32.onnx")}, labels)
 
 
-EXPORT = """
-from export.__main__ import main
-own = ["--module", "examples/efficientnet_lite0.py:network", "--no-tune"]
-raise SystemExit(main(["lenet5", "--no-tune"]) or main(own))
-"""
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A service with a trained network, one that was never trained, and one for digits, in a store of their own."""
+def page_server(
+    lenet5: Artifact, efficientnet_lite0: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A service with a trained network, one that was never trained, and one for digits."""
     folder = tmp_path_factory.mktemp("web")
-    home = folder / "bentoml"
-    done = subprocess.run(
-        [sys.executable, "-c", EXPORT],
-        cwd=ROOT, env={**os.environ, "BENTOML_HOME": str(home)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     hostile = save_hostile(folder)
-    shutil.copytree(hostile.folder.parent, home / "models/hostile")
-    bentoml.models.delete(hostile.tag)
-    models = "efficientnet_lite0,hostile,lenet5"
-    with serve(folder / "log", BENTOML_HOME=str(home), PODIUM_MODELS=models) as running:
+    models = ",".join(artifact.tag for artifact in (efficientnet_lite0, hostile, lenet5))
+    with serve(folder / "log", PODIUM_MODELS=models) as running:
         yield running
+    bentoml.models.delete(hostile.tag)
 
 
 @pytest.fixture(scope="module")
@@ -221,69 +65,11 @@ def locked(tiny: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
 
 
-class Viewer:
-    """A tab of the browser, and everything that went wrong in it."""
-
-    def __init__(self, browser: Browser, url: str, **context: Any) -> None:
-        self.url = url
-        self.context = browser.new_context(reduced_motion="reduce", **context)
-        self.page = self.context.new_page()
-        self.requests: list[Request] = []
-        self.complaints: list[str] = []
-        self.page.on("request", lambda request: self.requests.append(request))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda said: said.type == "error" and self.complaints.append(said.text))
-        # Without a result file, whatever the folder that the tests run in holds.
-        self.answer("**/ui/results.json", {"results": None})
-
-    def answer(self, url: str, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        """From now on, requests of `url` get `body` in place of the service's answer."""
-
-        def fulfill(route: Route) -> None:
-            route.fulfill(status=status, json=body, headers={"content-type": "application/json", **(headers or {})})
-
-        self.page.unroute(url)
-        self.page.route(url, fulfill)
-
-    def open(self, tab: str = "picture") -> Page:
-        self.page.goto(f"{self.url}/ui/#{tab}")
-        return self.page
-
-    def close(self, allowed: str = "\0") -> None:
-        hosts = {urlsplit(request.url).netloc for request in self.requests if not request.url.startswith("blob:")}
-        self.context.close()
-        assert hosts <= {urlsplit(self.url).netloc}
-        assert not [complaint for complaint in self.complaints if allowed not in complaint]
-
-
 @pytest.fixture
-def viewer(browser: Browser, server: Server) -> Iterator[Viewer]:
-    opened = Viewer(browser, server.url)
+def viewer(browser: Browser, page_server: Server) -> Iterator[Viewer]:
+    opened = Viewer(browser, page_server.url)
     yield opened
     opened.close()
-
-
-def choose(page: Page, name: str = "cat.jpg", body: bytes | None = None, kind: str = "image/jpeg") -> None:
-    content = CAT.read_bytes() if body is None else body
-    page.locator("#file").set_input_files({"name": name, "mimeType": kind, "buffer": content})
-
-
-def card(page: Page, network: str) -> Any:
-    return page.locator("article.card").filter(has=page.get_by_role("heading", name=network, exact=True))
-
-
-def draw(page: Page, *points: tuple[float, float]) -> None:
-    """One stroke of the mouse through `points`, 0 to 1 of the pad."""
-    box = page.locator("#pad").bounding_box()
-    assert box is not None
-    for i, (x, y) in enumerate(points):
-        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=8)
-        if i == 0:
-            page.mouse.down()
-    page.mouse.up()
-
-
-SEVEN = ((0.25, 0.2), (0.75, 0.2), (0.45, 0.85))
 
 
 # A picture
@@ -350,8 +136,8 @@ def test_a_broken_file_gets_a_sentence(viewer: Viewer, body: bytes, kind: str, s
     viewer.complaints = [said for said in viewer.complaints if "Failed to load resource" not in said]
 
 
-def test_an_overloaded_service_is_asked_again_on_request(browser: Browser, server: Server) -> None:
-    viewer = Viewer(browser, server.url)
+def test_an_overloaded_service_is_asked_again_on_request(browser: Browser, page_server: Server) -> None:
+    viewer = Viewer(browser, page_server.url)
     error = {"error": {"code": "overloaded", "message": "64 images wait"}}
     viewer.answer("**/compare", error, 429, {"retry-after": "3"})
     page = viewer.open()
@@ -362,15 +148,6 @@ def test_an_overloaded_service_is_asked_again_on_request(browser: Browser, serve
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#verdict h2")).to_have_text("Egyptian cat")
     viewer.close(allowed="429")
-
-
-def said(model: str, label: str, probability: float = 0.6, inference: float = 5.0, **more: Any) -> dict[str, Any]:
-    rest = [{"class_id": 2, "synset": None, "label": "tabby", "probability": 0.1}]
-    return {
-        "model": model, "version": "1", "engine": "openvino", "precision": "int8", "weights": "pretrained",
-        "predictions": [{"class_id": 1, "synset": None, "label": label, "probability": probability}, *rest],
-        "timing_ms": {"decode": 1, "queue": 2, "inference": inference, "total": inference + 3}, "batch_size": 1, **more,
-    }  # fmt: skip
 
 
 def test_agreement_and_disagreement_are_said_and_seen(viewer: Viewer) -> None:
@@ -439,8 +216,8 @@ def test_nothing_is_kept_in_the_browser(viewer: Viewer) -> None:
     assert page.evaluate(f"Promise.all({kept})") == [0, 0, "", 0]
 
 
-def test_inline_scripts_and_other_hosts_are_refused_by_the_policy(browser: Browser, server: Server) -> None:
-    viewer = Viewer(browser, server.url)
+def test_inline_scripts_and_other_hosts_are_refused_by_the_policy(browser: Browser, page_server: Server) -> None:
+    viewer = Viewer(browser, page_server.url)
     page = viewer.open()
     page.evaluate(
         """() => {
@@ -555,8 +332,8 @@ def serious(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_in_any_state(browser: Browser, server: Server, scheme: Any) -> None:
-    viewer = Viewer(browser, server.url, color_scheme=scheme)
+def test_axe_finds_nothing_serious_in_any_state(browser: Browser, page_server: Server, scheme: Any) -> None:
+    viewer = Viewer(browser, page_server.url, color_scheme=scheme)
     page = viewer.open()
     expect(card(page, "hostile")).to_be_visible()
     paper = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
@@ -589,16 +366,16 @@ def test_axe_finds_nothing_serious_in_any_state(browser: Browser, server: Server
 
 
 @pytest.mark.parametrize("size", WIDTHS.values(), ids=WIDTHS)
-def test_no_width_scrolls_sideways(browser: Browser, server: Server, size: tuple[int, int]) -> None:
+def test_no_width_scrolls_sideways(browser: Browser, page_server: Server, size: tuple[int, int]) -> None:
     width, height = size
-    viewer = Viewer(browser, server.url, viewport={"width": width, "height": height}, has_touch=width < 500)
+    viewer = Viewer(browser, page_server.url, viewport={"width": width, "height": height}, has_touch=width < 500)
     viewer.answer("**/ui/results.json", {"results": measured()})
     page = viewer.open()
     wide = {}
     choose(page, "a-name-without-a-space-" * 8 + ".jpg")
     expect(card(page, "hostile")).to_be_visible()
     for tab, ready in zip(TABS, ("#cards .card", "#digit .card", "#measured table"), strict=True):
-        page.goto(f"{server.url}/ui/#{tab}")
+        page.goto(f"{page_server.url}/ui/#{tab}")
         expect(page.locator(ready).first).to_be_visible()
         wide[tab] = page.evaluate("document.documentElement.scrollWidth")
         small = "[...document.querySelectorAll('button, select')].filter((b) => b.offsetHeight && b.offsetHeight < 24)"
@@ -634,9 +411,9 @@ def test_power_that_was_not_measured_is_said_so(viewer: Viewer) -> None:
     expect(page.locator("#measured")).to_contain_text("Power and energy were not measured: this machine has no counter")
 
 
-def test_without_a_result_file_the_numbers_are_live(viewer: Viewer, server: Server) -> None:
+def test_without_a_result_file_the_numbers_are_live(viewer: Viewer, page_server: Server) -> None:
     for _ in range(3):
-        server.classify(CAT.read_bytes())
+        page_server.classify(CAT.read_bytes())
     page = viewer.open("time")
     row = page.locator("#live tbody tr").filter(has_text="efficientnet_lite0")
     expect(row).to_contain_text("ms")
@@ -644,7 +421,7 @@ def test_without_a_result_file_the_numbers_are_live(viewer: Viewer, server: Serv
     expect(page.locator("#live .tiles")).to_contain_text("no sensor reports here")
     answered = int(row.locator("td").first.text_content() or "")
     assert answered >= 3
-    server.classify(CAT.read_bytes())
+    page_server.classify(CAT.read_bytes())
     expect(row.locator("td").first).to_have_text(str(answered + 1))  # without the viewer doing anything
 
 

@@ -16,7 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from serving import pages
-from tests.test_web import SEVEN, browser, card, choose, draw, measured, said  # noqa: F401, `browser` is a fixture
+from tests.fakes.viewer import SEVEN, card, choose, draw, measured, said
 
 URL = "http://podium.test"
 FILES = {path: file for path, file in pages.files().items() if isinstance(file, pages.File)}
@@ -54,7 +54,7 @@ RETRY = {"error": {"code": "overloaded", "message": "64 images wait"}}
 class Stage:
     """A tab of the browser, and the requests of the service that it waits for."""
 
-    def __init__(self, browser: Browser) -> None:  # noqa: F811
+    def __init__(self, browser: Browser) -> None:
         self.context = browser.new_context(reduced_motion="reduce")
         self.page: Page = self.context.new_page()
         self.page.add_init_script(INSTRUMENTS)
@@ -108,7 +108,7 @@ def give(route: Route, answer: Any, status: int = 200) -> None:
 
 
 @pytest.fixture
-def stage(browser: Browser) -> Iterator[Stage]:  # noqa: F811
+def stage(browser: Browser) -> Iterator[Stage]:
     opened = Stage(browser)
     yield opened
     opened.context.close()

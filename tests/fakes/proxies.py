@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_service import PATIENCE, Server
+from tests.fakes.server import PATIENCE, Server
 
 DEPLOY = ROOT / "deploy"
 
