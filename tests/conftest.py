@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -115,6 +116,15 @@ def server(tiny: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     log = tmp_path_factory.mktemp("serve") / "log"
     with serve(log, PODIUM_MODELS=tiny.tag, PODIUM_MAX_BODY_MB="0.1") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def frozen() -> Iterator[None]:
+    """A full garbage collection passes over what was there before the module, which is every import and test so far."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

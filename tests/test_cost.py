@@ -7,7 +7,6 @@ usual; what it is to find costs seconds.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import time
 from collections.abc import Iterator
@@ -24,19 +23,12 @@ from tests.conftest import SHAPE
 from tests.fakes.interface import END, behind, part, started
 from tests.fakes.pictures import jpeg
 
+pytestmark = pytest.mark.usefixtures("frozen")  # as in the service
+
 SIZE = 19_900_000  # of PODIUM_MAX_BODY_MB=20
 BOUND = 0.25  # seconds of one processor; 0.05 is what is aimed at
 FORM = b"multipart/form-data; boundary=B"
 HEAD = b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[1,32,32,3],'
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen() -> Iterator[None]:
-    """As in the service, a full garbage collection leaves out what was there before; here that is every test so far."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def filled(begin: bytes, piece: bytes, end: bytes = b"", size: int = SIZE) -> bytes:

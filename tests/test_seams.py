@@ -36,7 +36,7 @@ from serving.behind import DOCUMENTS
 from serving.bentoml_seams import PINNED, SeamError
 from serving.connection import Bounds, Connection
 from tests.conftest import ROOT
-from tests.test_service import BENTOML
+from tests.fakes.server import BENTOML
 
 Patch = pytest.MonkeyPatch
 

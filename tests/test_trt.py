@@ -18,6 +18,8 @@ from serving.trt import RTX_CAPABILITIES, Gpu, PlanError, TensorRt, TensorRtRtx,
 from tests.conftest import room, tiny_onnx
 from tests.fakes.tensorrt import CLASSES, HERE, SHAPE, Bench, FakeCuda, expected, images
 
+pytestmark = pytest.mark.usefixtures("frozen")  # most tests end in a full garbage collection
+
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
