@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +11,10 @@ import pytest
 from benchmarks import records
 from benchmarks.__main__ import main
 from benchmarks.advise import advice, capacity, queueing, regression
-from tests.test_report import document
+from tests.test_report import Json, document
 
 
-def saved(path: Path, one: dict[str, Any]) -> str:
+def saved(path: Path, one: Json) -> str:
     path.write_text(json.dumps(one), "utf-8")
     return str(path)
 
@@ -23,7 +22,7 @@ def saved(path: Path, one: dict[str, Any]) -> str:
 # Recommend
 
 
-def chosen(one: dict[str, Any], **bounds: float) -> advice.Advice:
+def chosen(one: Json, **bounds: float) -> advice.Advice:
     return advice.recommend([("one", one)], advice.Bounds(**bounds))
 
 
@@ -69,7 +68,8 @@ def test_when_nothing_fits_the_closest_is_named(
     if name == "min_top1":
         assert found.others[0].record["network"] == "resnet50"
     if name == "p99_ms":
-        assert found.others[0].record["latency_ms"]["p99"] == min(i["latency_ms"]["p99"] for i in one["records"])
+        closest: Json = found.others[0].record
+        assert closest["latency_ms"]["p99"] == min(i["latency_ms"]["p99"] for i in one["records"])
 
 
 def test_watts_are_held_to_the_bound_where_they_were_measured() -> None:
@@ -191,7 +191,7 @@ def test_a_plan_names_replicas_that_keep_the_bound(tmp_path: Path, capsys: pytes
     assert "Cannot keep it" in capsys.readouterr().out
 
 
-def under_load(item: dict[str, Any], concurrency: int, p50: float, rate: float, mean_batch: float) -> dict[str, Any]:
+def under_load(item: Json, concurrency: int, p50: float, rate: float, mean_batch: float) -> Json:
     return item | {
         "kind": "load", "scenario": f"closed loop, {concurrency} in flight", "concurrency": concurrency, "batch": None,
         "latency_ms": records.latency([[p50] * 50]), "throughput_img_s": rate, "mean_batch": mean_batch,
@@ -246,7 +246,7 @@ def test_a_search_that_found_no_rate_is_no_promise_of_one() -> None:
 # Compare
 
 
-def remeasured(one: dict[str, Any], factor: float = 1.0, seed: int = 1, starts: int = 3) -> dict[str, Any]:
+def remeasured(one: Json, factor: float = 1.0, seed: int = 1, starts: int = 3) -> Json:
     """`one` measured again on a machine that became `factor` times as slow; starts differ by about 1 %."""
     generator, made = np.random.default_rng(seed), json.loads(json.dumps(one))
     for item in made["records"]:

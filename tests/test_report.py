@@ -7,6 +7,7 @@ import html
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from benchmarks.__main__ import main
 from benchmarks.engine import roofline
 from benchmarks.report import claims, drawing, figures, renderers, sections
 from tests.conftest import ROOT
+
+# A result file or a record as it is in JSON, which the tests change at will.
+Json = Any
 
 #           family        year  params     MACs    top-1  MACs per second, 10^9
 NETWORKS = {
@@ -43,7 +47,7 @@ def document(
     watts: float | None = None,
     untrained: tuple[str, ...] = (),
     cpu: str = "Imaginary CPU @ 2.00GHz",
-) -> dict[str, Any]:
+) -> Json:
     """A result file of a machine that does not exist, by a simple law with seeded noise."""
     generator, items = np.random.default_rng(1), []
     for number, (engine, precision) in enumerate(engines):
@@ -80,7 +84,7 @@ def document(
     return records.validate({"schema": 1, "environment": environment, "records": items})
 
 
-def written(tmp_path: Path, *documents: dict[str, Any]) -> Path:
+def written(tmp_path: Path, *documents: Json) -> Path:
     """The report of `documents`, by the command, in a folder."""
     files = []
     for index, one in enumerate(documents):
@@ -189,15 +193,16 @@ def test_every_figure_is_written_twice_and_takes_the_page_s_ink(folder: Path) ->
 def test_figures_plot_the_records() -> None:
     one = document(networks=("alexnet", "resnet50"), batches=(1, 4), watts=50.0)
     [series] = sections.series_of([("one", one)])
-    for painter, value in (
-        (figures.time_by_batch, lambda i: np.median(i["latency_ms"]["values"]) / i["batch"]),
+    measure: Callable[[Json], float]
+    for painter, measure in (
+        (figures.time_by_batch, lambda i: float(np.median(i["latency_ms"]["values"])) / i["batch"]),
         (figures.power_by_batch, lambda i: i["power"]["net_w"]),
         (figures.memory_by_batch, lambda i: i["memory_mb"]["peak_rss"]),
     ):
         [axis] = painter([series]).axes
         drawn = [list(bars.lines[0].get_ydata()) for bars in axis.containers]  # type: ignore[attr-defined]
         groups = records.by_network(one["records"]).values()
-        assert drawn == [pytest.approx([value(item) for item in group]) for group in groups]
+        assert drawn == [pytest.approx([measure(item) for item in group]) for group in groups]
     [axis] = figures.ball_chart([series]).axes
     balls: list[Any] = [ball for ball in axis.collections if np.size(ball.get_offsets())]
     # Area, not radius, carries the parameters.
@@ -211,7 +216,7 @@ def test_several_runs_are_told_apart() -> None:
     assert "CPU 0, CPU 1" in sections.report(documents, sections.series_of(documents), []).title
 
 
-def on_gpu(**more: Any) -> dict[str, Any]:
+def on_gpu(**more: Any) -> Json:
     """`document` as benchmarks/gpu.sh would write it on a GPU that does not exist."""
     one = document(engines=(("torch-cuda", "fp16"),), batches=(1, 8, 16, 64, 256), watts=400.0, **more)
     one["environment"] |= {"gpus": [{"name": "Synthetic GPU"}], "settings": "gpu", "rates": {"copy_gb_s": 4000.0}}
@@ -325,7 +330,7 @@ def test_the_pareto_front_has_nothing_above_it() -> None:
     assert figures.pareto(points) == [(10.0, 70.0), (15.0, 65.0), (20.0, 60.0)]
 
 
-def verdicts(one: dict[str, Any]) -> dict[int, str]:
+def verdicts(one: Json) -> dict[int, str]:
     return {claim.number: claim.verdict for claim in claims.test(one["records"])}
 
 
@@ -343,7 +348,7 @@ def test_claim_1_follows_the_watts() -> None:
     assert verdicts(varied)[1] == claims.FAILS
 
 
-def with_times(law: Any) -> dict[str, Any]:
+def with_times(law: Any) -> Json:
     made = document(batches=(1,))
     for item in made["records"]:
         item["latency_ms"] = records.latency([[law(item)] * 5])
@@ -397,7 +402,7 @@ def test_a_claim_on_borrowed_accuracy_says_so() -> None:
     ],
 )
 def test_a_file_that_is_not_ours_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Json, message: str
 ) -> None:
     path = tmp_path / "other.json"
     path.write_text(json.dumps(document(networks=("alexnet",)) | change), "utf-8")
@@ -425,7 +430,7 @@ def test_a_committed_report_is_what_its_records_give(path: Path) -> None:
     assert renderers.as_csv(documents) == (folder / renderers.CSV).read_text("utf-8")
     assert {figure.name for figure in drawn} == {picture.stem for picture in (folder / "figures").glob("*.png")}
     for item in documents[0][1]["records"]:
-        if records.measured(item):
+        if records.is_measured_cell(item):
             latency = item["latency_ms"]
             again = np.percentile(latency["values"], (50, 90, 99))
             assert [latency["p50"], latency["p90"], latency["p99"]] == pytest.approx(again.tolist())

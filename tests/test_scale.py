@@ -12,9 +12,10 @@ import pytest
 from benchmarks import records, tables
 from benchmarks.__main__ import main
 from benchmarks.advise import capacity, queueing, scale, simulation
+from models.console import Failure
 from tests.conftest import ROOT
 from tests.test_advice import STEADY, UNSTEADY
-from tests.test_report import document
+from tests.test_report import Json, document
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "docs" / "scale.md", ROOT / "docs" / "deploy.md")
@@ -67,7 +68,8 @@ def test_measured_calls_are_drawn_as_they_were_and_stretched_where_none_was() ->
 @pytest.mark.parametrize("path", sorted((RESULTS / "replicas").glob("*.json")), ids=lambda path: path.stem)
 def test_the_simulation_is_near_what_two_replicas_did(path: Path) -> None:
     """Its p99 lies lower: on one machine calls are slow together, and it draws each by itself (docs/scale.md)."""
-    item = next(i for i in records.read(path)["records"] if i["phase"] == "steady")
+    file: Json = records.read(path)
+    item = next(i for i in file["records"] if i["phase"] == "steady")
     played = simulation.repeat(item)
     for name, tolerance in (("p50", 0.1), ("p90", 0.25), ("p99", 0.5)):
         assert played[name] == pytest.approx(item["latency_ms"][name], rel=tolerance)
@@ -78,7 +80,7 @@ def test_the_simulation_is_near_what_two_replicas_did(path: Path) -> None:
 # Scale
 
 
-def pair(one: dict[str, Any], decode: float = 3.0, total: float = 0.016) -> dict[str, Any]:
+def pair(one: Json, decode: float = 3.0, total: float = 0.016) -> Json:
     """The steady phase of a two-replica run of `one`'s first network."""
     base = one["records"][0]
     return base | {
@@ -93,7 +95,7 @@ def pair(one: dict[str, Any], decode: float = 3.0, total: float = 0.016) -> dict
     }  # fmt: skip
 
 
-def given(**options: Any) -> list[tuple[str, dict[str, Any]]]:
+def given(**options: Any) -> list[tuple[str, Json]]:
     one = document(networks=("alexnet", "resnet50"), batches=(1, 4), **options)
     return [("one", one), ("pair", one | {"records": [pair(one)]})]
 
@@ -108,7 +110,7 @@ def test_what_stands_beside_the_engine_is_measured_not_assumed() -> None:
 def test_stages_that_took_longer_than_was_worked_tell_nothing_of_the_rest() -> None:
     documents = given()
     documents[1][1]["records"][0]["cpu_seconds_per_image"] = 0.012
-    with pytest.raises(scale.Failure, match="run it again"):
+    with pytest.raises(Failure, match="run it again"):
         scale.beside(documents)
 
 
@@ -185,7 +187,7 @@ def test_tables_go_between_their_markers_and_nowhere_else(tmp_path: Path) -> Non
     page = "a\n<!-- wires -->\nold\n<!-- /wires -->\nb\n"
     made = tables.insert(page, {"wires": "new\nlines", "networks": "other"})
     assert made == "a\n<!-- wires -->\nnew\nlines\n<!-- /wires -->\nb\n" == tables.insert(made, {"wires": "new\nlines"})
-    with pytest.raises(scale.Failure, match="no `<!-- /wires -->`"):
+    with pytest.raises(Failure, match="no `<!-- /wires -->`"):
         tables.insert("<!-- wires -->\nold", {"wires": "new"})
 
 
