@@ -1,23 +1,22 @@
-"""Result files: the types of their records, the statistics in them, one reader and one writer.
+"""Result files: the types of their records, one reader and one writer.
 
 A file of records is `{"schema": 1, "environment": {...}, "records": [...]}`; `docs/records.md` describes the fields.
 What was not measured is null, never zero. Units are in the names: milliseconds, MB (10^6 bytes), watts, joules, images
-per second.
+per second. Annotations are not postponed here, because `validate` checks files against them.
 """
-
-from __future__ import annotations
 
 import json
 import math
 import os
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, TypeVar, cast
 
-import numpy as np
-
+from benchmarks import older
 from models.console import Failure, Usage
 
 SCHEMA = 1
@@ -155,15 +154,9 @@ class Failed:
 # Records
 
 
-class Identity(TypedDict):
-    """What every record has, whether it was measured or not."""
+class Known(TypedDict):
+    """What came of it, and what is known of the network beforehand."""
 
-    network: str
-    version: NotRequired[str | None]
-    engine: str
-    precision: str
-    weights: str
-    scenario: NotRequired[str | None]  # in words; null in a cell
     status: str  # "ok" or "failed: REASON"
     failure: FailureKind | None
     memory_mb: Memory
@@ -175,18 +168,23 @@ class Identity(TypedDict):
     accuracy_source: str | None
 
 
+class Identity(Known):
+    """What every record has, whether it was measured or not."""
+
+    network: str
+    version: NotRequired[str | None]
+    engine: str
+    precision: str
+    weights: str
+    scenario: NotRequired[str | None]  # in words; null in a cell
+
+
 class Results(TypedDict):
     """The figures of a record; null if it failed."""
 
     latency_ms: Latency | None
     throughput_img_s: float | None
     cpu_seconds_per_image: float | None
-
-
-class MeasuredResults(TypedDict):
-    latency_ms: Latency
-    throughput_img_s: float
-    cpu_seconds_per_image: float
 
 
 class InProcess(Identity):
@@ -198,10 +196,6 @@ class InProcess(Identity):
     input: NotRequired[int]
     threads: NotRequired[int]
     settings: NotRequired[str]
-
-
-class Described(InProcess, Results):
-    pass
 
 
 class CellFields(InProcess):
@@ -218,8 +212,12 @@ class Cell(CellFields, Results):
     """One network in one engine at one precision and batch."""
 
 
-class MeasuredCell(CellFields, MeasuredResults):
+class MeasuredCell(CellFields):
     """A cell whose status is "ok"."""
+
+    latency_ms: Latency
+    throughput_img_s: float
+    cpu_seconds_per_image: float
 
 
 ScenarioName = Literal["single-stream", "multi-stream", "server", "offline"]
@@ -374,32 +372,27 @@ class CampaignsFile(TypedDict):
 ResultFile = RecordsFile | RowsFile | CampaignsFile
 Document = tuple[str, RecordsFile]  # a file's name without its ending, and its content
 
-# Every field that a record must have and what it may hold; `validate` checks files against it.
-FIELDS: dict[str, type | tuple[type, ...]] = {
-    "kind": str,
-    "network": str,
-    "engine": str,
-    "precision": str,
-    "batch": (int, type(None)),
-    "weights": str,
-    "status": str,
-    "failure": (str, type(None)),
-    "latency_ms": (dict, type(None)),
-    "throughput_img_s": (float, type(None)),
-    "cpu_seconds_per_image": (float, type(None)),
-    "memory_mb": dict,
-    "power": dict,
-    "macs": (int, type(None)),
-    "params": (int, type(None)),
-    "top1": (float, type(None)),
-    "top5": (float, type(None)),
-    "accuracy_source": (str, type(None)),
+
+def plain(hint: Any) -> tuple[type, ...]:
+    """What a field annotated with `hint` may hold in JSON."""
+    if typing.get_origin(hint) in (typing.Union, UnionType):
+        return tuple(kind for part in typing.get_args(hint) for kind in plain(part))
+    return (str,) if typing.get_origin(hint) is Literal else (dict,) if typing.is_typeddict(hint) else (hint,)
+
+
+class Checked(Identity, Results):
+    """The fields that every record must have; `validate` checks files against them."""
+
+    kind: str
+    batch: int | None
+
+
+FIELDS = {
+    name: plain(hint) for name, hint in typing.get_type_hints(Checked).items() if name in Checked.__required_keys__
 }
-LATENCY = ("p50", "p90", "p99", "mean", "std", "count", "values")
-MEMORY = ("weights", "peak_rss", "peak_gpu", "activations")
-POWER = (
-    "source", "reason", "idle_w", "mean_w", "net_w", "joules_per_image", "net_joules_per_image", "window_s", "trials",
-)  # fmt: skip
+PARTS: dict[str, frozenset[str]] = {
+    "latency_ms": Latency.__required_keys__, "memory_mb": Memory.__required_keys__, "power": Power.__required_keys__,
+}  # fmt: skip
 
 
 def read(path: Path) -> RecordsFile:
@@ -477,7 +470,7 @@ def validate(content: object, name: str = "result file") -> RecordsFile:
         raise Failure(f"{name}: schema is {schema!r}, expected {SCHEMA}; was it written by `python -m benchmarks run`?")
     if not isinstance(content.get("environment"), dict) or not isinstance(content.get("records"), list):
         raise Failure(f"{name}: environment and records are missing or of the wrong kind; measure again")
-    items = [with_kind(item) if isinstance(item, dict) else {"status": item} for item in content["records"]]
+    items = [older.completed(item) if isinstance(item, dict) else {"status": item} for item in content["records"]]
     for index, item in enumerate(items):
         for problem in problems(item):
             raise Failure(f"{name}: record {index}: {problem}; measure again")
@@ -486,58 +479,26 @@ def validate(content: object, name: str = "result file") -> RecordsFile:
 
 def problems(item: Mapping[str, Any]) -> Iterable[str]:
     """What in `item` breaks the schema, in words."""
-    for field, kind in FIELDS.items():
+    for field, kinds in FIELDS.items():
         if field not in item:
             yield f"{field} is missing"
-        elif not isinstance(item[field], kind) or isinstance(item[field], bool):
-            yield f"{field} is {item[field]!r}, expected {kind}"
+        elif not isinstance(item[field], kinds) or isinstance(item[field], bool):
+            names = ["null" if kind is NoneType else kind.__name__ for kind in kinds]
+            yield f"{field} is {item[field]!r}, expected {' or '.join(names)}"
     if item.get("kind") not in KINDS:
         yield f"kind is {item.get('kind')!r}, expected one of {', '.join(KINDS)}"
     if item.get("kind") in ("cell", "gpu_cell") and item.get("batch") is None:
         yield "batch is None, expected the images of one call"
     if item.get("status") != "ok" and not str(item.get("status")).startswith("failed: "):
         yield f'status is {item.get("status")!r}, expected "ok" or "failed: reason"'
-    for field, names in (("latency_ms", LATENCY), ("memory_mb", MEMORY), ("power", POWER)):
-        lacking = [n for n in names if isinstance(item.get(field), dict) and n not in item[field]]
-        if lacking:
-            yield f"{field} lacks {', '.join(lacking)}"
+    for field, parts in PARTS.items():
+        if isinstance(item.get(field), dict) and (lacking := parts - item[field].keys()):
+            yield f"{field} lacks {', '.join(sorted(lacking))}"
     power = item.get("power")
     if isinstance(power, dict) and power.get("mean_w") is None and not power.get("reason"):
         yield "power is not measured and gives no reason"
     if item.get("status") == "ok" and not item.get("latency_ms"):
         yield 'status is "ok" without latency_ms'
-
-
-def with_kind(item: dict[str, Any]) -> dict[str, Any]:
-    """`item` with `kind`, `failure` and `name`, which older files do not have."""
-    kind, title = item.get("kind"), str(item.get("scenario") or "")
-    if kind is None:
-        if "phase" in item:
-            kind = "replicas"
-        elif not title:
-            kind = "gpu_cell" if str(item.get("settings")).startswith("gpu") else "cell"
-        elif "concurrency" not in item:
-            kind = "scenario"
-        else:
-            kind = "search" if item.get("rungs") else "load"
-    made = {"kind": kind} | item
-    if kind == "scenario" and "name" not in item:
-        made["name"] = title.removeprefix("MLPerf-style ").partition(",")[0]
-    if "failure" not in item:
-        made["failure"] = failure_of(str(item.get("status")))
-    return made
-
-
-def failure_of(status: str) -> FailureKind | None:
-    """The kind of failure that the status of an older record names."""
-    if status == "ok":
-        return None
-    beginnings: dict[str, FailureKind] = {
-        "memory ended": "memory", "not tried": "skipped", "not measured": "cut_off", "no rate keeps": "bound",
-        "the answers are not": "answers",
-    }  # fmt: skip
-    reason = status.removeprefix("failed: ")
-    return next((kind for beginning, kind in beginnings.items() if reason.startswith(beginning)), "engine")
 
 
 # What is asked of records
@@ -615,35 +576,17 @@ def significant(value: float | None, digits: int = 3) -> str:
 # Making records
 
 
-class Unmeasured(Results):
+class Unmeasured(Known, Results):
     """The fields of a record of which nothing is known yet."""
-
-    status: str
-    failure: FailureKind | None
-    memory_mb: Memory
-    power: Power
-    macs: int | None
-    params: int | None
-    top1: float | None
-    top5: float | None
-    accuracy_source: str | None
 
 
 def unmeasured(failed: Failed) -> Unmeasured:
     return {
-        "status": failed.status,
-        "failure": failed.kind,
-        "latency_ms": None,
-        "throughput_img_s": None,
-        "cpu_seconds_per_image": None,
+        "status": failed.status, "failure": failed.kind, "latency_ms": None, "throughput_img_s": None,
+        "cpu_seconds_per_image": None, "power": no_power("not reached: an earlier pass failed"),
         "memory_mb": {"weights": None, "peak_rss": None, "peak_gpu": None, "activations": None},
-        "power": no_power("not reached: an earlier pass failed"),
-        "macs": None,
-        "params": None,
-        "top1": None,
-        "top5": None,
-        "accuracy_source": None,
-    }
+        "macs": None, "params": None, "top1": None, "top5": None, "accuracy_source": None,
+    }  # fmt: skip
 
 
 def no_power(reason: str) -> Power:
@@ -652,52 +595,3 @@ def no_power(reason: str) -> Power:
         "source": "none", "reason": reason, "idle_w": None, "mean_w": None, "net_w": None, "joules_per_image": None,
         "net_joules_per_image": None, "window_s": None, "trials": None,
     }  # fmt: skip
-
-
-# Consecutive calls are not independent (clocks, neighbours, caches drift), so the interval of a median is drawn over
-# blocks of neighbouring values; ten blocks keep drift inside a block visible between blocks.
-BLOCKS = 10
-RESAMPLES = 1000
-CONFIDENCE = 0.95
-
-
-def latency(starts: Sequence[Sequence[float]]) -> Latency:
-    """Statistics of call times in milliseconds, one sequence per process that measured them.
-
-    `interval` is the median's: a 95 % block bootstrap, widened to the medians of the single processes, since a process
-    keeps the memory layout it started with and two processes differ by more than the calls of one.
-    """
-    # Five digits are more than a clock gives; rounded first, so that the statistics are exactly those of `values`.
-    starts = [[float(f"{value:.5g}") for value in start] for start in starts]
-    values = np.array([value for start in starts for value in start])
-    p50, p90, p99 = (float(v) for v in np.percentile(values, (50, 90, 99)))
-    low, high = median_interval(starts)
-    return {
-        "p50": p50,
-        "p90": p90,
-        "p99": p99,
-        "mean": float(values.mean()),
-        "std": float(values.std(ddof=1)) if len(values) > 1 else None,
-        "count": len(values),
-        "values": values.tolist(),
-        "starts": [len(start) for start in starts],
-        "interval": [low, high],
-    }
-
-
-def median_interval(starts: Sequence[Sequence[float]], seed: int = 0) -> tuple[float, float]:
-    """The interval of the median of all values, as `latency` describes it."""
-    blocks = [b for start in starts for b in np.array_split(np.asarray(start), min(BLOCKS, len(start)))]
-    generator = np.random.default_rng(seed)
-    draws = generator.integers(len(blocks), size=(RESAMPLES, len(blocks)))
-    if len({len(block) for block in blocks}) == 1:
-        even = np.array(blocks)
-        medians = [
-            m for part in np.array_split(draws, 20) for m in np.median(even[part].reshape(len(part), -1), axis=1)
-        ]
-    else:
-        medians = [float(np.median(np.concatenate([blocks[i] for i in draw]))) for draw in draws]
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(medians, (tail, 100 - tail))
-    own = [float(np.median(start)) for start in starts]
-    return min(float(low), *own), max(float(high), *own)

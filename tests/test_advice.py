@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import records
+from benchmarks import intervals, records
 from benchmarks.__main__ import main
 from benchmarks.advise import advice, capacity, queueing, regression
 from tests.test_report import Json, document
@@ -194,7 +194,7 @@ def test_a_plan_names_replicas_that_keep_the_bound(tmp_path: Path, capsys: pytes
 def under_load(item: Json, concurrency: int, p50: float, rate: float, mean_batch: float) -> Json:
     return item | {
         "kind": "load", "scenario": f"closed loop, {concurrency} in flight", "concurrency": concurrency, "batch": None,
-        "latency_ms": records.latency([[p50] * 50]), "throughput_img_s": rate, "mean_batch": mean_batch,
+        "latency_ms": intervals.latency([[p50] * 50]), "throughput_img_s": rate, "mean_batch": mean_batch,
         "split_ms": {"decode": {"mean": 1.0, "p99": 1.0}}, "sent": 50, "errors": {}, "slo_ms": None, "within_slo": None,
         "rate": None, "client_lag_p99_ms": 0.1,
     }  # fmt: skip
@@ -251,7 +251,7 @@ def remeasured(one: Json, factor: float = 1.0, seed: int = 1, starts: int = 3) -
     generator, made = np.random.default_rng(seed), json.loads(json.dumps(one))
     for item in made["records"]:
         middle = factor * 1e3 * item["macs"] * item["batch"] / 60e9
-        item["latency_ms"] = records.latency(
+        item["latency_ms"] = intervals.latency(
             [
                 (generator.normal(middle * drift, middle / 50, 30)).tolist()
                 for drift in generator.normal(1, 0.01, starts)

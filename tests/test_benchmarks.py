@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import environment, process, rates, records
+from benchmarks import environment, intervals, process, rates, records
 from benchmarks.__main__ import main
 from benchmarks.advise import queueing
 from benchmarks.engine import cells as measure
@@ -310,16 +310,16 @@ def test_warm_up_ends_when_windows_agree_or_time_is_over() -> None:
 def test_the_interval_covers_the_starts_and_narrows_with_calls() -> None:
     generator = np.random.default_rng(0)
     few, many = (generator.normal(10, 1, n).tolist() for n in (20, 2000))
-    low, high = records.median_interval([few])
-    assert low < 10 < high and high - low > np.subtract(*records.median_interval([many])[::-1])
-    assert records.median_interval([[1.0] * 10, [2.0] * 10]) == (1.0, 2.0)
+    low, high = intervals.median_interval([few])
+    assert low < 10 < high and high - low > np.subtract(*intervals.median_interval([many])[::-1])
+    assert intervals.median_interval([[1.0] * 10, [2.0] * 10]) == (1.0, 2.0)
 
 
 def test_two_looks_at_one_network_differ_by_less_than_their_interval() -> None:
     outside = 0
     for seed in range(40):
         values = np.random.default_rng(seed).gamma(50, 0.2, (2, 3, 60))
-        (low, high), middle = records.median_interval(values[0].tolist()), float(np.median(values[1]))
+        (low, high), middle = intervals.median_interval(values[0].tolist()), float(np.median(values[1]))
         width = high - low
         outside += not low - width / 2 <= middle <= high + width / 2
     assert outside <= 4
@@ -413,7 +413,7 @@ def test_watts_and_joules_are_gross_and_net() -> None:
     assert found["joules_per_image"] == pytest.approx(70 / 16)
     assert found["net_joules_per_image"] == pytest.approx(50 / 16)
     assert found["std_w"] == pytest.approx(0, abs=1e-9) and found["temperature_c"] == 50
-    assert set(records.POWER) <= found.keys()
+    assert records.PARTS["power"] <= found.keys()
 
 
 def test_a_measured_power_pass_stands_in_the_record(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import records
+from benchmarks import intervals, records
 from benchmarks.__main__ import main
 from benchmarks.engine import roofline
 from benchmarks.report import claims, drawing, figures, renderers, sections
@@ -69,7 +69,7 @@ def document(
                         "classes": 1000, "engine": engine, "precision": precision, "batch": batch, "scenario": None,
                         "threads": 2, "settings": "full", "status": "ok", "failure": None,
                         "weights": "untrained" if name in untrained else "pretrained",
-                        "latency_ms": records.latency([values[:20].tolist(), values[20:].tolist()]),
+                        "latency_ms": intervals.latency([values[:20].tolist(), values[20:].tolist()]),
                         "throughput_img_s": 1e3 * batch / middle, "cpu_seconds_per_image": 2 * middle / 1e3 / batch,
                         "memory_mb": {
                             "weights": params * 4e-6, "peak_gpu": None, "activations": 4.0 * batch,
@@ -351,7 +351,7 @@ def test_claim_1_follows_the_watts() -> None:
 def with_times(law: Any) -> Json:
     made = document(batches=(1,))
     for item in made["records"]:
-        item["latency_ms"] = records.latency([[law(item)] * 5])
+        item["latency_ms"] = intervals.latency([[law(item)] * 5])
     return made
 
 
@@ -398,7 +398,7 @@ def test_a_claim_on_borrowed_accuracy_says_so() -> None:
     [
         ({"schema": 2}, "schema is 2, expected 1"),
         ({"records": None}, "environment and records"),
-        ({"records": [{"network": "x"}]}, "record 0: engine is missing"),
+        ({"records": [{"network": "x"}]}, "record 0: status is missing"),
     ],
 )
 def test_a_file_that_is_not_ours_is_refused(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import records, tables
+from benchmarks import intervals, records, tables
 from benchmarks.__main__ import main
 from benchmarks.advise import capacity, queueing, scale, simulation
 from models.console import Failure
@@ -90,7 +90,7 @@ def pair(one: Json, decode: float = 3.0, total: float = 0.016) -> Json:
         "split_ms": {"decode": {"mean": decode, "p50": decode, "p99": decode}},
         "cpu_seconds_per_image": total, "body_bytes": 1e5,
         "memory_mb": base["memory_mb"] | {"peak_rss": base["memory_mb"]["peak_rss"] + 50.0},
-        "latency_ms": records.latency([[18.0, 19.0, 24.0] * 10]), "slowest_ms": 24.0,
+        "latency_ms": intervals.latency([[18.0, 19.0, 24.0] * 10]), "slowest_ms": 24.0,
         "sent": 40, "refused": 0, "lost": 0, "retried": 0, "errors": {},
     }  # fmt: skip
 

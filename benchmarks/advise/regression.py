@@ -22,17 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.environment import differences
-from benchmarks.records import (
-    BLOCKS,
-    CONFIDENCE,
-    RESAMPLES,
-    Environment,
-    Record,
-    RecordsFile,
-    Search,
-    measured,
-    significant,
-)
+from benchmarks.intervals import BLOCKS, RESAMPLES, confident
+from benchmarks.records import Environment, Record, RecordsFile, Search, measured, significant
 from models.console import Usage, table
 
 SLOWER, FASTER, SAME, UNKNOWN = "slower", "faster", "the same", "cannot be told"
@@ -129,10 +120,9 @@ def interval(old: Sequence[Values], new: Sequence[Values], seed: int = 0) -> tup
     """The 95 % interval of the ratio of medians, new over old, as described above."""
     generator = np.random.default_rng(seed)
     ratios = [resampled(new, generator) / resampled(old, generator) for _ in range(RESAMPLES)]
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(ratios, (tail, 100 - tail))
+    low, high = confident(ratios)
     own = [[float(np.median(start)) for start in side] for side in (old, new)]
-    low, high = min(float(low), min(own[1]) / max(own[0])), max(float(high), max(own[1]) / min(own[0]))
+    low, high = min(low, min(own[1]) / max(own[0])), max(high, max(own[1]) / min(own[0]))
     return low / (1 + DRIFT), high * (1 + DRIFT)
 
 

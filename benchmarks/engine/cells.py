@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from benchmarks import records
+from benchmarks import intervals, records
 from benchmarks.engine.passes import CellJob, Latency, PassJob, ScenarioJob, Settings
 from benchmarks.engine.power import SensorError, sensor_for
 from benchmarks.engine.session import MemoryEnded
@@ -189,7 +189,7 @@ def measure(cell: Cell, item: Measured, settings: Settings, threads: int) -> Non
     job: CellJob = {**common, "batch": item["batch"]}
     starts: list[Latency] = [in_child("latency", job) for _ in range(settings.starts)]
     images = item["batch"] * sum(len(start["values"]) for start in starts)
-    latency = records.latency([start["values"] for start in starts])
+    latency = intervals.latency([start["values"] for start in starts])
     item["latency_ms"] = {**latency, "warm": all(start["warm"] for start in starts)}
     item["throughput_img_s"] = images / sum(start["wall_s"] for start in starts)
     item["cpu_seconds_per_image"] = sum(start["cpu_s"] for start in starts) / images

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from benchmarks import environment, records
+from benchmarks import environment, intervals, records
 from benchmarks.engine import cells as measure
 from benchmarks.engine import power, roofline, torch_engine
 from benchmarks.engine.gpu_plan import BATCHES, CPU_BATCHES, NETWORKS, Graph, Key, Task, plan
@@ -184,7 +184,7 @@ class Run(Session[Cell]):
 
     def _fill(self, item: Cell, answer: CellAnswer, parity: Parity) -> None:
         batch, images = item["batch"], item["batch"] * len(answer["values"])
-        item["latency_ms"] = {**records.latency([answer["values"]]), "warm": answer["warm"]}
+        item["latency_ms"] = {**intervals.latency([answer["values"]]), "warm": answer["warm"]}
         item["throughput_img_s"] = images / answer["wall_s"]
         item["cpu_seconds_per_image"] = answer["cpu_s"] / images
         item["memory_mb"] = answer["memory"]

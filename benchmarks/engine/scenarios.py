@@ -19,7 +19,7 @@ from typing import Literal, TypedDict, get_args
 
 import numpy as np
 
-from benchmarks import records
+from benchmarks import intervals, records
 from benchmarks.engine import passes
 from benchmarks.engine.passes import Clock
 from benchmarks.process import PassError
@@ -165,7 +165,7 @@ def measure(job: passes.ScenarioJob) -> Answer:
 def fill(item: records.Scenario, answer: Answer, slo_ms: float) -> None:
     """The answer into the scenario's record; `PassError` if no rate of the server scenario keeps the bound."""
     if answer["values"]:
-        item["latency_ms"] = {**records.latency([answer["values"]]), "warm": answer["warm"]}
+        item["latency_ms"] = {**intervals.latency([answer["values"]]), "warm": answer["warm"]}
     item |= {
         "throughput_img_s": answer["images"] / answer["seconds"],
         "mean_batch": answer["mean_batch"],

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from benchmarks import records
+from benchmarks import intervals, records
 from benchmarks.load.bodies import Body
 from benchmarks.rates import Rung, arrivals, highest
 from models import SPECS, console
@@ -255,7 +255,7 @@ def record(
             records.fail(made, records.Failed("unanswered", counted))
         return made
     made["status"], made["failure"] = "ok", None
-    made["latency_ms"] = records.latency([[o.latency for o in answered]])
+    made["latency_ms"] = intervals.latency([[o.latency for o in answered]])
     made["throughput_img_s"] = len(answered) / seconds
     made["split_ms"] = split(answered)
     sizes = [o.answer["batch_size"] for o in answered if isinstance(o.answer.get("batch_size"), int)]

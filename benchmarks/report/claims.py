@@ -15,17 +15,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.records import (
-    CONFIDENCE,
-    RESAMPLES,
-    Cell,
-    MeasuredCell,
-    by_network,
-    imagenet,
-    measured_cells,
-    memory,
-    smallest_batch,
-)
+from benchmarks.intervals import RESAMPLES, confident
+from benchmarks.records import Cell, MeasuredCell, by_network, imagenet, measured_cells, memory, smallest_batch
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told"
 
@@ -214,9 +205,7 @@ def borrowed(items: Sequence[MeasuredCell]) -> str:
 def bootstrap(units: Sequence[T], statistic: Callable[[list[T]], float], seed: int = 0) -> tuple[float, float]:
     generator = np.random.default_rng(seed)
     drawn = [statistic([units[i] for i in generator.integers(len(units), size=len(units))]) for _ in range(RESAMPLES)]
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(drawn, (tail, 100 - tail))
-    return float(low), float(high)
+    return confident(drawn)
 
 
 def left_out(x: Values, y: Values) -> Values:
