@@ -73,7 +73,7 @@ def bulk(source: Path, out: Path, tag: str, part_size: int) -> int:
             process.kill()
             process.wait()
     finally:
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def check(paths: list[Path], out: Path, tag: str) -> None:

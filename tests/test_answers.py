@@ -158,7 +158,7 @@ BAD_REQUESTS = {
     "id 1e999": written(id="@").replace(b'"@"', b"1e999"),
     "infinity elsewhere": written(other=math.inf),
     "1e999 elsewhere": written(other="@").replace(b'"@"', b"-1e999"),
-    "half a pair in a key": written(**{"\udc00": 1}),
+    "half a pair in a key": written(None, **{"\udc00": 1}),
     "half a pair in a name": written({"name": "\ud800"}),
     "half a pair in the output": written(outputs=[{"name": "\ud800"}]),
     "a key twice": written().replace(b'{"inputs"', b'{"inputs":[],"inputs"'),
@@ -540,7 +540,7 @@ async def test_what_a_client_asks_for_forges_no_line(tiny: Artifact, caplog: pyt
             for target in (path, path.replace("/models", "/v2/models"), f"{path}/load"):
                 assert (await client.get(target)).status_code in (404, 405, 503)
         serving.closing = False
-        serving.model = broken  # type: ignore[method-assign]
+        serving.model = broken  # type: ignore[method-assign,assignment]
         assert (await client.get("/models/tiny")).status_code == 500
     assert [record.name for record in caplog.records if record.exc_info] == ["bentoml.podium"]
     for record in caplog.records:

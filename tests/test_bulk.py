@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -277,18 +278,19 @@ def test_a_row_is_what_the_service_answers_and_a_bad_image_is_one_row(
         assert [one["probability"] for one in said] == pytest.approx(row["probabilities"], abs=2e-6)
 
 
-def test_scores_that_are_no_numbers_are_one_rows_error(tiny: Artifact, tmp_path: Path) -> None:
+def test_scores_that_are_not_finite_are_the_error_of_one_row(
+    tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classifier = bulk.Classifier(tiny, job(tiny, tmp_path), 1, 1)
     run = classifier.engine.run
 
-    class Broken:
-        def run(self, batch: Any) -> Any:
-            scores = run(batch)
-            scores[1] = np.nan
-            return scores
+    def broken(batch: Any) -> Any:
+        scores = run(batch)
+        scores[1] = np.nan
+        return scores
 
-    classifier.engine = Broken()
-    found, counts = classifier.table((str(i), lambda i=i: jpeg(i)) for i in range(3))
+    monkeypatch.setattr(classifier.engine, "run", broken)
+    found, counts = classifier.table((str(i), partial(jpeg, i)) for i in range(3))
     assert [row["error_code"] for row in found.to_pylist()] == [None, "internal", None]
     assert counts.errors == {"internal": 1}
 

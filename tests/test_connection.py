@@ -49,7 +49,9 @@ HASTY = 0.2  # seconds that our connections wait
 gone: list[str] = []
 
 
-async def echo(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]):
+async def echo(
+    scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+) -> None:
     """Answers with the number of bytes it was sent; /slow after twice the time that a head may take, /refused at once,
     /watched when the client hangs up, and then to nobody.
     """

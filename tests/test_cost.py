@@ -86,10 +86,15 @@ def requests() -> Iterator[tuple[str, str, list[tuple[bytes, bytes]], bytes]]:
         yield f"binary: {name}", "/v2/models/tiny/infer", [(oip.LENGTH, b"2")], body
     for name, piece in {"escapes": b"%41", "bytes": b"%ff", "fields": b"a&", "pluses": b"+", "equals": b"="}.items():
         yield f"query of {name}", f"/classify?{filled(b'model=', piece, size=60_000).decode()}", [], jpeg()
-    for name in (b"content-type", b"x-request-id", b"authorization", b"content-length", oip.LENGTH):
+    for field in (b"content-type", b"x-request-id", b"authorization", b"content-length", oip.LENGTH):
         for piece in (b"; ", b';"', b";a=", b"9", b"\xff", b"Bearer "):
-            yield f"{name!r} of {piece!r}", "/classify", [(name, filled(b"a/b", piece, size=60_000))], jpeg()
-            yield f"{name!r} of {piece!r}", "/v2/models/tiny/infer", [(name, filled(b"", piece, size=60_000))], b"{}"
+            yield f"{field!r} of {piece!r}", "/classify", [(field, filled(b"a/b", piece, size=60_000))], jpeg()
+            yield (
+                f"{field!r} of {piece!r}",
+                "/v2/models/tiny/infer",
+                [(field, filled(b"", piece, size=60_000))],
+                b"{}",
+            )
 
 
 async def cost(api: Api, path: str, headers: list[tuple[bytes, bytes]], body: bytes) -> tuple[int, float]:

@@ -71,7 +71,8 @@ def one(manifests: list[Manifest], kind: str) -> Manifest:
 
 
 def container(manifests: list[Manifest]) -> Manifest:
-    [found] = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    containers: list[Manifest] = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    [found] = containers
     return found
 
 

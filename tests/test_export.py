@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from export import parity
@@ -20,6 +21,7 @@ from export.__main__ import main
 from export.evaluate import Accuracy, evaluate
 from export.store import artifacts, save
 from export.to_onnx import Served
+from models.console import Failure
 from models.preprocess import Preprocess, default_labels
 from models.weights import load
 from serving.artifact import Artifact, ArtifactError, find
@@ -206,13 +208,15 @@ def test_int8_is_judged_by_photographs_and_by_their_labels() -> None:
 
 def test_the_relative_error_is_that_of_the_logits() -> None:
     logits = np.random.default_rng(0).normal(size=(5, 1000)) * 3
-    softmax = lambda z: np.exp(z) / np.exp(z).sum(1, keepdims=True)  # noqa: E731
+
+    def softmax(z: NDArray[np.float64]) -> NDArray[np.float32]:
+        exponents = np.exp(z)
+        return np.asarray(exponents / exponents.sum(1, keepdims=True), np.float32)
+
     moved = logits.copy()
     moved[2, 7] += 0.05
     centred = logits - logits.mean(1, keepdims=True)
-    verdict = parity.compare(
-        softmax(logits).astype(np.float32), softmax(moved).astype(np.float32), images_of(5), parity.THRESHOLDS["fp32"]
-    )
+    verdict = parity.compare(softmax(logits), softmax(moved), images_of(5), parity.THRESHOLDS["fp32"])
     assert verdict.max_relative_error == pytest.approx(0.05 / np.abs(centred[2]).max(), rel=0.01)
     assert verdict.worst_image == "image 2"
     assert not verdict.passed
@@ -226,9 +230,9 @@ def test_inputs_hold_photographs_noise_and_extremes(tmp_path: Path) -> None:
     assert named["all white"].min() == 255
     assert set(np.unique(named["checkerboard"])) == {0, 255}
     (tmp_path / "a.jpg").write_bytes(b"no image")
-    with pytest.raises(parity.Failure, match=r"a\.jpg is not a readable image"):
+    with pytest.raises(Failure, match=r"a\.jpg is not a readable image"):
         parity.inputs(Preprocess(), parity.photographs(tmp_path))
-    with pytest.raises(parity.Failure, match="holds no photographs"):
+    with pytest.raises(Failure, match="holds no photographs"):
         parity.photographs(tmp_path / "nowhere")
 
 
@@ -289,9 +293,9 @@ def test_a_damaged_manifest_is_named_and_hides_no_other(tmp_path: Path, capsys: 
 def test_nothing_is_left_of_a_save_that_fails(tiny: Artifact, tmp_path: Path) -> None:
     before = {a.tag for a in artifacts()}
     files = {"fp32.onnx": tmp_path / "nowhere.onnx"}
-    with pytest.raises(parity.Failure, match="cannot save"):
+    with pytest.raises(Failure, match="cannot save"):
         save({**tiny.manifest, "files": {"fp32.onnx": {}}}, files, default_labels(10))
-    with pytest.raises(parity.Failure, match="9 labels for 10 classes"):
+    with pytest.raises(Failure, match="9 labels for 10 classes"):
         save(tiny.manifest, {}, default_labels(9))
     assert {a.tag for a in artifacts()} == before
 
@@ -385,6 +389,7 @@ def test_debug_shows_the_traceback() -> None:
 
 OWN = """
 import torch
+from models.console import Failure
 from models.preprocess import Preprocess
 from models.weights import Network, Weights
 
@@ -429,8 +434,7 @@ def test_the_example_network_names_the_cat(efficientnet_lite0: Artifact) -> None
 
 
 def test_accuracy_has_wilsons_interval() -> None:
-    low, high = Accuracy(68, 100).interval
-    assert (low, high) == (pytest.approx(58.3, abs=0.1), pytest.approx(76.3, abs=0.1))
+    assert Accuracy(68, 100).interval == pytest.approx((58.3, 76.3), abs=0.1)
     assert Accuracy(10, 10).interval[1] == pytest.approx(100)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from export import parity
+from models.console import Failure
 from serving.artifact import find
 from serving.runtime import open
 from tests.conftest import ROOT, export, tiny_onnx
@@ -22,9 +22,9 @@ IMAGENET = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
 def classifier(
     path: Path,
     layout: str = "NCHW",
-    batch: object = "batch",
-    size: object = 32,
-    channels: object = 3,
+    batch: str | int = "batch",
+    size: str | int = 32,
+    channels: str | int = 3,
     opset: int = 13,
     softmax: bool = False,
     kind: int = TensorProto.FLOAT,
@@ -37,7 +37,7 @@ def classifier(
         "kernel": random.normal(size=(8, wide, 3, 3)).astype(np.float32),
         "matrix": random.normal(size=(8, 6)).astype(np.float32),
     }
-    dims = [batch, channels, size, size] if layout == "NCHW" else [batch, size, size, channels]
+    dims: list[str | int] = [batch, channels, size, size] if layout == "NCHW" else [batch, size, size, channels]
     nodes = []
     first = "data"
     if kind == TensorProto.UINT8:
@@ -191,5 +191,5 @@ def test_a_damaged_foreign_export_is_not_saved(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(from_onnx, "wrap", forgetful)
     assert export("--onnx", classifier(tmp_path / "forgetful.onnx"), *IMAGENET) == 1
-    with pytest.raises(parity.Failure):
+    with pytest.raises(Failure):
         find("forgetful")

@@ -99,7 +99,7 @@ def test_expand_refuses_what_does_not_exist(names: list[str], set_name: str | No
 
 @pytest.mark.parametrize("field", ["params", "macs", "classes"])
 def test_a_row_is_validated(field: str) -> None:
-    values = {"params": 1, "macs": 1, "classes": 1} | {field: 0}
+    values: dict[str, Any] = {"params": 1, "macs": 1, "classes": 1, field: 0}
     with pytest.raises(ValueError, match="must be positive"):
         Spec("x", "module.Class", year=2012, paper="", **values)
 
@@ -242,8 +242,8 @@ def test_a_whole_multiple_of_the_maps_is_averaged_down() -> None:
 def test_the_stride_of_2015_is_on_the_first_convolution() -> None:
     old, new = on_meta("resnet50_2015"), on_meta("resnet50")
     assert isinstance(old, ResNet) and isinstance(new, ResNet)
-    first = [(block.conv1.stride[0], block.conv2.stride[0]) for block in (old.layer2[0], new.layer2[0])]
-    assert first == [(2, 1), (1, 2)]
+    blocks: list[Any] = [network.get_submodule("layer2.0") for network in (old, new)]
+    assert [(block.conv1.stride[0], block.conv2.stride[0]) for block in blocks] == [(2, 1), (1, 2)]
 
 
 # --- layers as published ----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import schemathesis
@@ -31,7 +32,7 @@ pytestmark = [
 for kind in CONTENT_TYPES:
     schemathesis.openapi.media_type(kind, st.one_of(st.just(jpeg()), st.binary(min_size=1, max_size=100)))
 
-BEYOND = {
+BEYOND: dict[str, list[Any]] = {
     # The document cannot say that `top_k` and `model` may be in the query or in the form, but not in both.
     "/classify": [positive_data_acceptance],
     "/classify/batch": [positive_data_acceptance],
@@ -57,13 +58,13 @@ bounded = settings(max_examples=20, deadline=None, derandomize=True, suppress_he
 
 @schema.parametrize()
 @bounded
-def test_the_service_answers_as_its_document_says(case: schemathesis.Case, service: Server) -> None:
+def test_the_service_answers_as_its_document_says(case: schemathesis.Case[Any], service: Server) -> None:
     case.call_and_validate(service.url, headers=LOOK, excluded_checks=BEYOND.get(case.path, []))
 
 
 @schema.include(path_regex="NETWORK").parametrize()
 @bounded
-def test_so_it_does_for_a_model_that_is_loaded(case: schemathesis.Case, service: Server, tiny: Artifact) -> None:
+def test_so_it_does_for_a_model_that_is_loaded(case: schemathesis.Case[Any], service: Server, tiny: Artifact) -> None:
     names = {"NETWORK": tiny.network, "VERSION": tiny.version}
     case.path_parameters = {key: names[key] for key in case.path_parameters}
     # The names are right now, whatever they were; and which tensor a model takes, the document cannot say.

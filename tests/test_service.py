@@ -216,7 +216,7 @@ def test_a_start_that_cannot_be_fails_in_one_line(
         graph = save_tiny(tmp_path, "broken").folder / "fp32.onnx"
         graph.chmod(0o644)
         graph.write_bytes(graph.read_bytes() + b"x")
-    status, _, errors = ended(**{"PODIUM_MODELS": tiny.tag, **environment})
+    status, _, errors = ended(0, **{"PODIUM_MODELS": tiny.tag, **environment})
     [line] = errors.splitlines()
     assert status == 1 and message in line
     if environment.get("PODIUM_MODELS") == "broken":
@@ -241,7 +241,7 @@ def of_the_future(graph: Path) -> bytes:
 
     model = onnx.load(graph)
     model.opset_import[0].version = 9999
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 @pytest.mark.parametrize(
@@ -387,8 +387,10 @@ def free(port: int) -> bool:
 
 
 def test_a_misspelt_setting_is_named_at_the_start(tiny: Artifact, tmp_path: Path) -> None:
-    others = {"PODIUM_SERVICE_HOST": "10.0.0.1", "PODIUM_PORT_3000_TCP_ADDR": "10.0.0.1", "PODIUM_CACHE": str(tmp_path)}
-    with serve(tmp_path / "log", PODIUM_MODELS=tiny.tag, PODIUM_MAX_BATHC="4", **others) as server:
+    with serve(
+        tmp_path / "log", PODIUM_MODELS=tiny.tag, PODIUM_MAX_BATHC="4", PODIUM_SERVICE_HOST="10.0.0.1",
+        PODIUM_PORT_3000_TCP_ADDR="10.0.0.1", PODIUM_CACHE=str(tmp_path),
+    ) as server:  # fmt: skip
         lines = [line for line in server.log.read_text().splitlines() if "changes nothing" in line]
     assert len(lines) == 1 and "'PODIUM_MAX_BATHC' is no setting" in lines[0]
     assert "did you mean PODIUM_MAX_BATCH?" in lines[0]
@@ -420,7 +422,8 @@ def test_a_bento_serves_its_own_models_from_an_empty_folder(tmp_path: Path) -> N
 
     # Through one file into a store that holds nothing else, and served from a folder that holds nothing at all.
     file, home, empty = tmp_path / "podium.bento", tmp_path / "home", tmp_path / "empty"
-    home.mkdir(), empty.mkdir()
+    home.mkdir()
+    empty.mkdir()
     elsewhere = {**os.environ, "BENTOML_HOME": str(home)}
     subprocess.run(
         [*BENTOML, "export", f"podium:{version}", str(file)], env=environment, check=True, capture_output=True

@@ -93,7 +93,7 @@ def test_photographs_are_known_by_their_contents_and_classes(lenet5: Network, tm
     known = by_class(tmp_path / "classes")
 
     def mark(**options: Path | None) -> Any:
-        return images(lenet5, **options).fingerprint()
+        return images(lenet5, ("fp32", "int8"), **options).fingerprint()
 
     before = mark(calibration=one, images=one)
     assert mark(calibration=other, images=other) == before, "neither names nor their order count"

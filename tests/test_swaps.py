@@ -106,13 +106,14 @@ def one_turn_each(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(asyncio, "to_thread", to_thread)
     monkeypatch.setattr(classify, "find", find)
+    monkeypatch.setattr(classify, "give_back_memory", lambda: None)  # no model here holds any
 
 
 def served() -> Serving:
     serving = Serving(Settings.read({}), [], CollectorRegistry())
-    serving._model = model  # type: ignore[method-assign]
-    serving._load = lambda _: (Engine(), 8)  # type: ignore[method-assign,assign,return-value]
-    serving.picture = lambda _: SimpleNamespace(pixels=len, prepare=len)  # type: ignore[method-assign,assign]
+    serving._model = model  # type: ignore[method-assign,assignment]
+    serving._load = lambda _: (Engine(), 8)  # type: ignore[method-assign,assignment,return-value]
+    serving.picture = lambda _: SimpleNamespace(pixels=len, prepare=len)  # type: ignore[method-assign,assignment,return-value]
     serving.metrics.add("net")
     serving.ready = True
     return serving

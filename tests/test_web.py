@@ -60,8 +60,8 @@ def page_server(
 @pytest.fixture(scope="module")
 def locked(tiny: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service that asks for a token."""
-    environment = {"PODIUM_MODELS": tiny.tag, "PODIUM_TOKEN": "opensesame"}
-    with serve(tmp_path_factory.mktemp("locked") / "log", **environment) as running:
+    log = tmp_path_factory.mktemp("locked") / "log"
+    with serve(log, PODIUM_MODELS=tiny.tag, PODIUM_TOKEN="opensesame") as running:
         yield running
 
 

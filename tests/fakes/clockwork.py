@@ -47,7 +47,7 @@ class Clock(selectors.BaseSelector):
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
         return selectors.SelectorKey(fileobj, 0, 0, None)
 
-    def get_map(self) -> dict[Any, Any]:  # type: ignore[override]
+    def get_map(self) -> dict[Any, Any]:
         return {}
 
 
@@ -194,7 +194,9 @@ class Wire:
             self.loop.call_soon(self.protocol.connection_lost, None)
 
 
-async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]):
+async def app(
+    scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+) -> None:
     """Answers as the path says, within the time that a request has, unless the client is gone."""
     seen, body = 0, b"%d" % len(scope["path"])
     with suppress(TimeoutError):

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import ROOT
 
@@ -41,7 +42,7 @@ class Server:
             response = connection.getresponse()
             return response.status, response.read()
 
-    def classify(self, body: bytes, path: str = "/classify", kind: str = "image/jpeg") -> tuple[int, dict]:
+    def classify(self, body: bytes, path: str = "/classify", kind: str = "image/jpeg") -> tuple[int, dict[str, Any]]:
         status, answer = self.ask("POST", path, body, {"Content-Type": kind})
         return status, json.loads(answer)
 

@@ -85,6 +85,7 @@ class FakeCuda:
 
     def buffer(self, address: int, size: int, kind: str) -> np.ndarray[Any, Any]:
         """The bytes at `address`, which must be live memory of that kind and large enough."""
+        memory: np.ndarray[Any, Any]
         found, memory = self.live[address]
         assert found == kind
         assert size <= memory.nbytes, f"{size} bytes of {memory.nbytes}"
@@ -265,7 +266,7 @@ def fake_tensorrt(cuda: FakeCuda, version: str, rtx: bool) -> types.ModuleType:
 
     class Context(Watched):
         def __init__(self, plan: dict[str, Any]) -> None:
-            self.plan, self.compiled, self.addresses = plan, False, {}
+            self.plan, self.compiled, self.addresses = plan, False, dict[str, int]()
 
         def set_device_memory(self, address: int, size: int) -> None:
             assert size >= self.plan["scratch"]
@@ -344,7 +345,7 @@ class Bench:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.cuda = folder, FakeCuda()
-        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)
         self.modules = {e: fake_tensorrt(self.cuda, v, e == "tensorrt-rtx") for e, v in VERSIONS.items()}
         for engine, module in self.modules.items():
             monkeypatch.setitem(sys.modules, trt.MODULES[engine], module)

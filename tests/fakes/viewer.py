@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Page, Request, Route, expect
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, expect
 
 from tests.conftest import ROOT
 
@@ -26,9 +26,13 @@ class Viewer:
         self.complaints: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda said: said.type == "error" and self.complaints.append(said.text))
+        self.page.on("console", self._listen)
         # Without a result file, whatever the folder that the tests run in holds.
         self.answer("**/ui/results.json", {"results": None})
+
+    def _listen(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.complaints.append(message.text)
 
     def answer(self, url: str, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         """From now on, requests of `url` get `body` in place of the service's answer."""

@@ -12,6 +12,9 @@ from unittest import mock
 
 import numpy as np
 
+from serving import forms as serving_forms
+from serving import oip as serving_oip
+from serving.connection import Connection
 from serving.errors import InferenceFailed
 from tests.fuzzing import connection, decode, forms, oip
 from tests.fuzzing.target import Defect, Target
@@ -67,7 +70,7 @@ decode_raises = in_decode(fail(ZeroDivisionError("a planted defect")))
 decode_is_our_fault = in_decode(fail(InferenceFailed("it failed")))
 decode_gives_other_pixels = in_decode(lambda body, recipe, *_: np.zeros((1, *recipe.shape), np.uint8))
 
-real_multipart, real_parse, real_render = forms.multipart, oip.oip.parse, oip.oip.render
+real_multipart, real_parse, real_render = serving_forms.multipart, serving_oip.parse, serving_oip.render
 
 
 def loses_a_part(body: bytes, boundary: bytes, form: Any, most: int) -> None:
@@ -98,17 +101,17 @@ def answers_another(*given: Any) -> Any:
 
 
 forms_lose_a_part = with_(forms.TARGET, forms, "multipart", loses_a_part)
-oip_brightens = with_(oip.TARGET, oip.oip, "parse", brightens)
-oip_answers_another = with_(oip.TARGET, oip.oip, "render", answers_another)
-oip_raises = with_(oip.TARGET, oip.oip, "parse", fail(ValueError("a planted defect")))
+oip_brightens = with_(oip.TARGET, serving_oip, "parse", brightens)
+oip_answers_another = with_(oip.TARGET, serving_oip, "render", answers_another)
+oip_raises = with_(oip.TARGET, serving_oip, "parse", fail(ValueError("a planted defect")))
 
 
-class Raises(connection.Connection):
+class Raises(Connection):
     def data_received(self, data: bytes) -> None:
         raise IndexError("a planted defect")
 
 
-class Hoards(connection.Connection):
+class Hoards(Connection):
     hoard = b""
 
     def data_received(self, data: bytes) -> None:
@@ -116,7 +119,7 @@ class Hoards(connection.Connection):
         super().data_received(data)
 
 
-class Insists(connection.Connection):
+class Insists(Connection):
     """Writes however little its client reads."""
 
     def data_received(self, data: bytes) -> None:
@@ -126,14 +129,14 @@ class Insists(connection.Connection):
         super().data_received(data)
 
 
-class AnswersTwice(connection.Connection):
+class AnswersTwice(Connection):
     def connection_lost(self, exc: Exception | None) -> None:
         wire: Any = self.transport
         wire.sent += bytes(wire.sent)
         super().connection_lost(exc)
 
 
-class ForgetsTime(connection.Connection):
+class ForgetsTime(Connection):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         loop: Any = asyncio.get_running_loop()

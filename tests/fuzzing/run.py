@@ -96,7 +96,7 @@ def _child(target: str, arguments: Sequence[str], findings: Path, patience: floa
         return Finding(target, data, text, file)
 
 
-MEANINGS = {
+MEANINGS: dict[int, str] = {
     signal.SIGPROF: ": the input takes more than twice the processor time allowed",
     signal.SIGKILL: ": the input does not end, or memory ended",
 }
