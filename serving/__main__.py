@@ -1,4 +1,4 @@
-"""python -m serving: what an artifact does without a server."""
+"""python -m serving: classify without a server."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = console.parser(
+    program = console.parser(
         "python -m serving",
         "Classify without a server. (`bentoml serve` serves.)",
         "python -m serving bulk photographs/ --model resnet50 --out answers/",
     )
-    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    commands = program.add_subparsers(required=True, metavar="COMMAND")
     about = (
         "Classify a folder, a glob or Parquet files of images into Parquet files, on this machine or on a Ray cluster."
     )
     bulk_ = commands.add_parser(
         "bulk",
         help=about,
-        description=f"{about}\nThe same command goes on with a run that was stopped.",
+        description=f"{about}\nThe same command continues a run that was stopped.",
         epilog="example:\n  python -m serving bulk 's3://bucket/**/*.jpg' --model resnet50 --out s3://bucket/answers",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -42,14 +42,20 @@ def parser() -> argparse.ArgumentParser:
     )
     bulk_.add_argument("--precision", metavar="P", help="default: as serving chooses")
     bulk_.add_argument("--top-k", type=int, metavar="N", help="classes of an answer (default: 5)")
-    bulk_.add_argument("--part-size", type=int, metavar="N", help="images of one task and its file (default: 256)")
-    bulk_.add_argument("--image-column", metavar="NAME", help="of Parquet files (default: the one with bytes)")
-    bulk_.add_argument("--id-column", metavar="NAME", help="what names an image (default: path, id, filename, ...)")
-    bulk_.add_argument("--ray-address", metavar="HOST:PORT", help="a Ray cluster (default: a Ray on this machine)")
+    bulk_.add_argument("--part-size", type=int, metavar="N", help="images in one task and its file (default: 256)")
     bulk_.add_argument(
-        "--cores", type=int, default=0, metavar="N", help="of each actor, which share its engine (default: 1)"
+        "--image-column",
+        metavar="NAME",
+        help="the column of images in Parquet files (default: the only one with bytes)",
     )
-    return made
+    bulk_.add_argument(
+        "--id-column", metavar="NAME", help="the column that names an image (default: path, id, filename, ...)"
+    )
+    bulk_.add_argument("--ray-address", metavar="HOST:PORT", help="a Ray cluster (default: Ray on this machine)")
+    bulk_.add_argument(
+        "--cores", type=int, default=0, metavar="N", help="cores of each actor, which has one engine (default: 1)"
+    )
+    return program
 
 
 def bulk(options: argparse.Namespace) -> int:

@@ -1,9 +1,10 @@
-"""Classify any number of images into Parquet files: Ray Data spreads the work, and a run can end and go on anywhere.
+"""Classify any number of images into Parquet files. Ray Data spreads the work, and a run can stop and continue
+anywhere.
 
 The inputs are cut into numbered parts (`serving.inputs`). A task classifies one part in an actor that holds a warm
-engine, and gives its file the final name once it is whole: `part-00000017.parquet` exists, complete, or not at all.
-So a task that is run twice changes nothing, a run that was stopped goes on with the parts that are not there, and a
-lost node costs the parts it had in hand. The driver sees the numbers of parts alone.
+engine. Its file gets its name only when it is complete: `part-00000017.parquet` is whole, or is not there. So a task
+that runs twice changes nothing, a stopped run continues with the missing parts, and a lost node costs the parts it was
+working on. The driver handles only the numbers of parts.
 """
 
 from __future__ import annotations
@@ -41,22 +42,22 @@ from serving.limits import Limits
 if TYPE_CHECKING:
     from pyarrow import Schema, Table
 
-# Beside the parts; readers of Parquet folders pass over names that begin with an underscore.
+# Files beside the parts. Readers of Parquet folders skip names that begin with an underscore.
 MANIFEST, SUMMARY, LIST, MODEL = "_manifest.json", "_summary.json", "_inputs", "_model"
 
 TEMPORARY = ".tmp"
 
-PART_SIZE = 256  # images: about a second of two cores, which is what a lost task costs
+PART_SIZE = 256  # images: about a second on two cores, which is what a lost task costs
 BATCH, GPU_BATCH = 16, 64  # images of one engine call
-TASKS = 1000  # at most: each costs the driver 50 kB from the start, so of many parts a task does several
-TRIES = 3  # rounds of those parts whose process or node died under them, and calls in each
-OBJECT_STORE = 200_000_000  # bytes: numbers of parts and counts alone go through it
-MOST_FAILED = 10  # parts; then something is wrong that the others will meet too
+TASKS = 1000  # at most: each costs the driver 50 kB from the start, so with many parts a task does several
+TRIES = 3  # rounds for parts whose process or node died, and calls in each round
+OBJECT_STORE = 200_000_000  # bytes: only numbers of parts and counts go through it
+MOST_FAILED = 10  # parts; after that the others will probably fail too
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is classified and with what: the same arguments go on with a run, others are refused."""
+    """What is classified, and with what. The same arguments continue a run, others are refused."""
 
     source: str
     model: str
@@ -78,7 +79,7 @@ class Job:
 
 @dataclass
 class Counts:
-    """Images done, and how many of them failed by code."""
+    """Images done, and how many of them failed, by the error's code."""
 
     images: int = 0
     errors: Counter[str] = field(default_factory=Counter)
@@ -91,8 +92,8 @@ class Counts:
 
     @classmethod
     def read(cls, text: str | bytes) -> Counts:
-        found = json.loads(text)
-        return cls(found["images"], Counter(found["errors"]))
+        counts = json.loads(text)
+        return cls(counts["images"], Counter(counts["errors"]))
 
 
 def job(
@@ -107,8 +108,8 @@ def job(
     image: Limits,
     max_bytes: int,
 ) -> Job:
-    """The job, checked; `top_k` None is five, or every class of a network with fewer."""
-    if (engine, precision) not in artifact.graphs():  # asked for by name, a node's own actor finds out if it runs there
+    """The job, checked. `top_k` None is five, or all classes of a network with fewer."""
+    if (engine, precision) not in artifact.graphs():  # else the actors find out whether it runs on their nodes
         engine, precision, _ = runtime.choose(artifact, engine, precision)
     if top_k is None:
         top_k = min(5, artifact.classes)
@@ -129,15 +130,15 @@ def job(
 def prepare(
     wanted: Job, artifact: Artifact, source: str, out: Place, progress: Callable[[int], None]
 ) -> dict[str, Any]:
-    """The run in `out`, begun now or before: its manifest, with how many parts and images there are.
+    """The manifest of the run in `out`, begun now or before, with how many parts and images there are.
 
-    Raises `Usage` where `out` holds another run or something else.
+    Raises `Usage` if `out` holds another run or something else.
     """
     if (found := _read_json(out / MANIFEST)) is not None:
         differ = [(key, found.get(key), value) for key, value in asdict(wanted).items() if found.get(key) != value]
         if differ:
             what = "; ".join(f"{key} was {was}, now {now}" for key, was, now in differ)
-            raise Usage(f"{out} holds another run: {what}. Go on with the same arguments, or give another --out")
+            raise Usage(f"{out} holds another run: {what}. Continue with the same arguments, or give another --out")
         return found
     if alien := sorted(name for name, _ in _names(out) if not name.startswith(("_", "."))):
         raise Usage(f"{out} is not empty ({alien[0]} is there) and holds no run; give another --out")
@@ -148,24 +149,24 @@ def prepare(
         raise Usage(
             f"{wanted.source} has no images; a folder is searched for {', '.join(inputs.SUFFIXES)} and .parquet"
         )
-    # The nodes take the model from here, whatever their own stores hold.
+    # The nodes take the model from here, not from their own stores.
     graph = artifact.graphs()[wanted.engine, wanted.precision]
     (out / MODEL).files.create_dir((out / MODEL).path)
     for name in (MODEL_MANIFEST, LABELS, graph):
         _copy(artifact.folder / name, out / MODEL / name)
-    # Last: from here on the list is whole.
+    # Written last: a run with a manifest has its whole list.
     manifest = {"schema": 1, **asdict(wanted), "parts": count, "images": images_}
     write(out / MANIFEST, json.dumps(manifest, indent=1).encode())
     return manifest
 
 
 def done(out: Place) -> tuple[set[int], Counts]:
-    """The parts that are there, and what is in them together."""
+    """The parts that exist, and their counts together."""
 
     def look(name: str) -> tuple[int, Counts] | None:
         try:
             return int(name[5:-8]), _counts(out / name)
-        except (OSError, ValueError, KeyError, TypeError):  # a disk that lost power can leave a torn file: again
+        except (OSError, ValueError, KeyError, TypeError):  # power that fails can leave a torn file; it is done again
             return None
 
     names = [name for name, size in _names(out) if size and name.startswith("part-") and name.endswith(".parquet")]
@@ -183,7 +184,7 @@ def part_name(part: int) -> str:
 
 
 def write(target: Place, data: bytes) -> None:
-    """`data` under its name, whole or not at all."""
+    """Write `data` to `target`, completely or not at all."""
     temporary = target._replace(path=f"{os.path.dirname(target.path)}/_{uuid4().hex}{TEMPORARY}")  # noqa: PTH120
     with temporary.files.open_output_stream(temporary.path) as file:
         file.write(data)
@@ -219,7 +220,9 @@ def _counts(part: Place) -> Counts:
 
 
 def schema() -> Schema:
-    """Of a part: a row per input, in the list's order; either the error's two columns are null, or the others."""
+    """The schema of a part: a row per input, in the list's order. Either the error's two columns are null, or the
+    others.
+    """
     import pyarrow as pa
 
     return pa.schema(
@@ -239,7 +242,7 @@ def schema() -> Schema:
 
 
 class Classifier:
-    """A warm engine and what decodes for it: `threads` of them; for one, the caller's own, in turn with it."""
+    """A warm engine, and `threads` that decode for it. With one thread, the caller's own decodes and runs in turn."""
 
     def __init__(self, artifact: Artifact, job: Job, cores: int, threads: int) -> None:
         self.job, self.recipe = job, artifact.preprocess
@@ -265,7 +268,7 @@ class Classifier:
                 waiting.append((row, pixels()))
             except RequestError as error:
                 row |= {"error_code": error.code, "error_message": str(error)}
-            except Exception as error:  # a defect of ours, about this image alone
+            except Exception as error:  # a defect of ours, on this image
                 row |= {"error_code": RequestError.code, "error_message": f"{type(error).__name__}: {error}"}
             if len(waiting) == self.batch:
                 self._answer(waiting)
@@ -276,7 +279,9 @@ class Classifier:
         return pa.Table.from_pylist(rows, schema().with_metadata({"podium": counts.json()})), counts
 
     def _decoded(self, found: Iterable[tuple[str, inputs.Load]]) -> Iterator[tuple[str, Callable[[], Pixels]]]:
-        """Every image with what gives its pixels, in order; threads decode the next ones meanwhile."""
+        """The name of every image and a function that gives its pixels, in order. Threads decode the next ones
+        meanwhile.
+        """
         if self.pool is None:
             yield from ((name, partial(self._decode, read)) for name, read in found)
             return
@@ -291,10 +296,10 @@ class Classifier:
         return images.decode(load(), self.recipe, Limits(self.job.max_pixels, self.job.image_seconds))
 
     def _answer(self, waiting: list[tuple[dict[str, Any], Pixels]]) -> None:
-        """Run one batch and fill its rows, as the service's answers are."""
-        scores = self.engine.run(np.stack([pixels for _, pixels in waiting]))
-        for (row, _), one in zip(waiting, scores, strict=True):
-            row |= self._predictions(one)
+        """Run one batch and fill its rows with what the service would answer."""
+        batch = self.engine.run(np.stack([pixels for _, pixels in waiting]))
+        for (row, _), scores in zip(waiting, batch, strict=True):
+            row |= self._predictions(scores)
 
     def _predictions(self, scores: Scores) -> Mapping[str, Any]:
         if not np.isfinite(scores).all():
@@ -309,40 +314,38 @@ class Classifier:
 
 
 class Worker:
-    """What Ray Data holds in every actor: a `Classifier`, made from the model in the run's folder."""
+    """Ray Data's part of every actor: a `Classifier` for the model in the run's folder."""
 
     def __init__(self, job: Job, source: str, out: str, cores: int) -> None:
         from pyarrow.fs import FileType
 
         self.job, self.out, self.base = job, inputs.place(out), inputs.source(source).base
         if self.base.files.get_file_info(self.base.path).type is FileType.NotFound:
-            raise Failure(
-                f"{self.base} is not there on {os.uname().nodename}; every node needs to see it, and {out} too"
-            )
-        # Object storage answers in tens of milliseconds, in which a thread does nothing else.
+            raise Failure(f"{self.base} does not exist on {os.uname().nodename}; every node must see it, and {out} too")
+        # Object storage takes tens of milliseconds, in which a thread only waits, so more threads are used.
         self.classifier = Classifier(self._artifact(), job, cores, cores if self.base.local else 8 * cores)
 
     def _artifact(self) -> Artifact:
         folder = self.out / MODEL
         if folder.local:
-            found = load(Path(folder.path))
+            artifact = load(Path(folder.path))
         else:
             from pyarrow.fs import LocalFileSystem, copy_files
 
             here = tempfile.mkdtemp(prefix="podium-bulk-")
             copy_files(folder.path, here, folder.files, LocalFileSystem())
-            found = load(Path(here))
-        return Artifact(found.folder, found.manifest, self.job.model.partition(":")[2])
+            artifact = load(Path(here))
+        return Artifact(artifact.folder, artifact.manifest, self.job.model.partition(":")[2])
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """The parts numbered in the column `part`, with their counts, or why one failed."""
+        """The parts with the numbers in the column `part`: their counts, or why one failed."""
         outcomes = [(int(part), *self._outcome(int(part))) for part in batch["part"]]
         return dict(zip(("part", "counts", "failed"), map(list, zip(*outcomes, strict=True)), strict=True))
 
     def _outcome(self, part: int) -> tuple[str, str]:
         try:
             return self._part(part).json(), ""
-        except Exception as error:  # the others go on, and the driver says it
+        except Exception as error:  # the other parts go on, and the driver reports it
             return Counts().json(), f"{type(error).__name__}: {error}"
 
     def _part(self, part: int) -> Counts:
@@ -351,7 +354,7 @@ class Worker:
 
         target = self.out / part_name(part)
         try:
-            return _counts(target)  # a node was lost after it had finished this one
+            return _counts(target)  # a lost node had finished this part
         except OSError:
             entries = inputs.read_list(self.out / LIST, part)
         table, counts = self.classifier.table(inputs.images(self.base, entries, self.job.columns, self.job.max_bytes))
@@ -369,7 +372,7 @@ class Worker:
 
 @contextmanager
 def ray_cluster(address: str | None) -> Iterator[None]:
-    """A connection to the cluster at `address`, or a quiet Ray of our own on this machine alone, gone afterwards."""
+    """A connection to the cluster at `address`, else to a Ray that is started on this machine and ended afterwards."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
@@ -392,7 +395,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as error:
         where = f"there is no Ray cluster at {address}" if address else "Ray does not start here"
         raise Failure(f"{where}: {error}") from error
-    # What Ray knows of a lost node it prints to our standard output, in dozens of lines.
+    # When a node is lost, Ray prints dozens of lines to our standard output.
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         try:
             yield
@@ -401,7 +404,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Raises `OSError` where nobody listens; Ray would try for minutes."""
+    """Raises `OSError` if nothing listens there. Ray would try for minutes."""
     host, _, port = address.rpartition(":")
     if "/" not in host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -409,7 +412,7 @@ def _check_reachable(address: str) -> None:
 
 @contextmanager
 def _muted() -> Iterator[None]:
-    """Ray's core announces on stderr how much it will log there, past Python; what fails is raised all the same."""
+    """Hide what Ray's core writes to stderr without Python. Failures are still raised."""
     kept = os.dup(2)
     try:
         with Path(os.devnull).open("w") as nowhere:
@@ -421,9 +424,9 @@ def _muted() -> Iterator[None]:
 
 
 def actors(nodes: Iterable[Mapping[str, float]], gpu: bool, cores: int = 0) -> tuple[int, int]:
-    """(how many actors, cores of each) for nodes with these resources; `cores` 0 is one, or a GPU's share of its node.
+    """(how many actors, cores of each) for nodes with these resources. `cores` 0 is one, or a GPU's share of its node.
 
-    One core an actor was the fastest (docs/bulk.md); more of them share one engine's weights.
+    One core per actor was fastest (docs/bulk.md). With more cores, fewer copies of the weights are in memory.
     """
     able = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
     able = [(cpus, gpus) for cpus, gpus in able if cpus >= max(1, gpus if gpu else 1) and (gpus or not gpu)]
@@ -432,17 +435,17 @@ def actors(nodes: Iterable[Mapping[str, float]], gpu: bool, cores: int = 0) -> t
     cores = cores or (min(cpus // gpus for cpus, gpus in able) if gpu else 1)
     count = sum(min(cpus // cores, gpus) if gpu else cpus // cores for cpus, gpus in able)
     if not count:
-        raise Failure(f"--cores {cores}: no node has as many; the largest has {max(cpus for cpus, _ in able)}")
+        raise Failure(f"--cores {cores}: no node has so many; the largest has {max(cpus for cpus, _ in able)}")
     return count, cores
 
 
 def run(
     job: Job, source: str, out: str, todo: Sequence[int], count: int, cores: int, in_hand: int
 ) -> Iterator[tuple[int, Counts | str]]:
-    """Every part of `todo` as it is done, with its counts or why it failed, by `count` actors of `cores` cores.
+    """Every part of `todo` when it is done, with its counts or why it failed, by `count` actors of `cores` cores.
 
-    A part that is not given back was lost with its process or node; an actor has `in_hand` tasks at a time, which it
-    can take with it. Ray is to be connected.
+    An actor has `in_hand` tasks at a time. If its process or node is lost, these do not come back. Ray must be
+    connected.
     """
     import pyarrow as pa
     import ray
@@ -452,10 +455,10 @@ def run(
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = -1  # a part that fails does not stop the others
     tasks = np.array_split(np.asarray(todo, np.int64), min(TASKS, len(todo)))
-    # Not `from_arrow`: it starts tasks that look at what it is given, and waits for them.
+    # Not `from_arrow`, which starts tasks that look at the tables, and waits for them.
     parts = ray.data.from_blocks([pa.table({"part": task}) for task in tasks])
     with warnings.catch_warnings():
-        # `ray_remote_args_fn` is to go in Ray 2.64; before that, nothing else bounds the retries of a task.
+        # Ray 2.64 removes `ray_remote_args_fn`. Before that, nothing else bounds the retries of a task.
         warnings.simplefilter("ignore")
         outcomes = parts.map_batches(
             Worker,
@@ -463,7 +466,7 @@ def run(
             batch_size=None,
             num_cpus=cores,
             num_gpus=int(job.engine in runtime.GPU_ENGINES),
-            # No largest size: a node that joins is put to use.
+            # No largest size, so that a node which joins is used.
             compute=ActorPoolStrategy(
                 min_size=1, initial_size=min(count, len(tasks)), max_tasks_in_flight_per_actor=in_hand
             ),
@@ -473,17 +476,17 @@ def run(
         for row in outcomes.iter_rows():
             yield row["part"], row["failed"] or Counts.read(row["counts"])
     except ray.exceptions.RayError as error:
-        # Its own traceback comes before.
+        # Ray's traceback comes before this line.
         reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
-        raise Failure(f"the run stopped: {''.join(reason)}; the same command goes on from here") from error
+        raise Failure(f"the run stopped: {''.join(reason)}; the same command continues from here") from error
 
 
 def classify(
     wanted: Job, artifact: Artifact, source: str, out: str, *, address: str | None = None, cores: int = 0
 ) -> dict[str, Any]:
-    """Classify what `wanted` says into `out`, or go on with it; the summary, which is in `out` too.
+    """Do the job `wanted` in `out`, or continue it. Returns the summary, which is in `out` too.
 
-    Raises `Failure` where parts failed: every other is done.
+    Raises `Failure` if parts failed, when all others are done.
     """
     source, out = inputs.absolute(source), inputs.absolute(out)
     folder = inputs.place(out)
@@ -500,8 +503,8 @@ def classify(
             for attempt in range(TRIES):
                 nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
                 shape = actors(nodes, wanted.engine in runtime.GPU_ENGINES, cores)
-                # Two in hand, so that an actor never waits for the driver; then one, for the others may have been
-                # lost only beside the one that ends its process.
+                # Two tasks in hand, so that an actor never waits for the driver. In later rounds one, because a part
+                # that ends its process takes the other task with it.
                 for part, outcome in run(wanted, source, out, sorted(left), *shape, in_hand=1 if attempt else 2):
                     left.discard(part)
                     bar.advance()
@@ -540,15 +543,15 @@ def classify(
     }  # fmt: skip
     write(folder / SUMMARY, json.dumps(summary, indent=1).encode())
     for name, _ in _names(folder):
-        if name.endswith(TEMPORARY):  # of processes that were killed while they wrote
+        if name.endswith(TEMPORARY):  # left by processes that were killed while they wrote
             folder.files.delete_file((folder / name).path)
     return summary
 
 
 def peak_mb() -> int | None:
-    """The most memory this process ever held; None where Linux does not say.
+    """The most memory that this process has held, in MB; None if the system does not say.
 
-    Not `getrusage`: for a process that a large one started it gives that one's.
+    Not `getrusage`, which counts the memory of the parent that started the process.
     """
     with suppress(OSError, ValueError, StopIteration):
         status = Path("/proc/self/status").read_text("ascii", "replace").splitlines()

@@ -1,8 +1,7 @@
-"""What a bulk run classifies: images in a folder, of a glob, in Parquet files, here or in object storage.
+"""What a bulk run classifies: images in a folder, a glob or Parquet files, on this machine or in object storage.
 
-They are listed once, cut into numbered parts, and the list is kept beside the results: a task reads only its own part
-of it, and nothing ever holds all the names. Everything goes through pyarrow's filesystems, so `s3://` is as good as a
-path.
+They are listed once and cut into numbered parts. The list is kept beside the results: a task reads only its own part of
+it, and no process holds all names. pyarrow opens all files, so an address `s3://` works as a path does.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
     from pyarrow.parquet import ParquetFile
 
-# What counts as an image in a folder. A glob takes whatever it matches.
+# The files of a folder that are images. A glob takes every file that it matches.
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PARQUET = ".parquet"
 NAMES = ("path", "id", "filename", "file_name", "name", "key", "url")  # columns that may name an image, in this order
 
 MAGIC = re.compile(r"[*?\[]")
-ROWS_AT_ONCE = 16  # of a Parquet file: what a task holds of it
+ROWS_AT_ONCE = 16  # rows of a Parquet file that a task holds
 PARTS_IN_A_LIST = 100  # so that a task opens a small file, however long the whole list
 
 
 class Unreadable(RequestError):
-    """The bytes of an image could not be read at all."""
+    """The bytes of an image could not be read."""
 
     code = "unreadable"
 
 
 class Place(NamedTuple):
-    """A path in a filesystem; `prefix` makes it again what a user would type."""
+    """A path in a filesystem. With `prefix` before it, it is what a user would type."""
 
     files: FileSystem
     path: str
@@ -59,7 +58,7 @@ class Place(NamedTuple):
 
 
 def place(text: str) -> Place:
-    """Where `text`, a path or a URI that pyarrow knows, points. Raises `Usage` for any other."""
+    """The place that `text`, a path or a URI, names. Raises `Usage` if pyarrow cannot open it."""
     from pyarrow import ArrowException
     from pyarrow.fs import FileSystem, LocalFileSystem
 
@@ -68,17 +67,17 @@ def place(text: str) -> Place:
     try:
         files, path = FileSystem.from_uri(text)
     except (ArrowException, OSError, ValueError, ImportError) as error:
-        raise Usage(f"{without_secret(text)} is no address that pyarrow can open: {error}") from error
+        raise Usage(f"{without_secret(text)} is not an address that pyarrow can open: {error}") from error
     return Place(files, path, "" if files.type_name == "local" else text.split("://")[0] + "://")
 
 
 def absolute(text: str) -> str:
-    """A path from the root, as another process or node needs it; a URI as it is."""
+    """An absolute path, as another process or node needs it; a URI as it is."""
     return text if "://" in text else str(Path(text).absolute())
 
 
 def without_secret(text: str) -> str:
-    """`text` without the key and secret that a URI may carry, for what is written down."""
+    """`text` without the key and secret that a URI may hold, for files and messages."""
     return re.sub(r"(://)[^/@]*@", r"\1", text)
 
 
@@ -90,7 +89,7 @@ class Source(NamedTuple):
     depth: int | None = None  # how many folders down the pattern can match
 
     def files(self) -> Iterator[str]:
-        """The paths of every input file, in the order the filesystem gives them, as it gives them."""
+        """The path of every input file, in the filesystem's order."""
         from pyarrow.fs import FileType
 
         base = self.base.path.rstrip("/")
@@ -109,9 +108,9 @@ class Source(NamedTuple):
 
 
 def source(text: str) -> Source:
-    """`text` as a file, a folder (searched through) or a glob: `*`, `?`, `[...]`, and `**/` for any folders.
+    """`text` as a file, a folder (with all below it) or a glob: `*`, `?`, `[...]`, and `**/` for any folders.
 
-    In a URI a question mark begins its options.
+    In a URI, a question mark begins the options.
     """
     body, mark, options = text.partition("?") if "://" in text else (text, "", "")
     if not (magic := MAGIC.search(body)):
@@ -126,7 +125,7 @@ def source(text: str) -> Source:
 
 
 def _regex(pattern: str) -> str:
-    """A glob as a regular expression; `*` and `?` stay inside a folder, `**/` crosses any number of them."""
+    """A glob as a regular expression. `*` and `?` match within one folder, `**/` any number of folders."""
     tokens = re.findall(r"\*\*/|\*+|\?|\[[!^]?\]?[^\]]*\]|.", pattern, re.DOTALL)
     known = {"**/": "(?:[^/]+/)*", "*": "[^/]*", "**": ".*", "?": "[^/]"}
 
@@ -142,9 +141,9 @@ def _regex(pattern: str) -> str:
 
 
 def _walk_here(base: Place, depth: int | None) -> Iterator[str]:
-    """The files below a folder of this machine, one at a time: a folder of any size takes no memory.
+    """The files below a folder of this machine, one at a time, so that a folder of any size takes no memory.
 
-    What is hidden is left out, and links to folders are not followed, for they can lead in circles.
+    Hidden files are left out. Links to folders are not followed, because they can lead in circles.
     """
     folders = deque([(base.path, 0)])
     while folders:
@@ -161,7 +160,7 @@ def _walk_here(base: Place, depth: int | None) -> Iterator[str]:
 
 
 def _walk(base: Place, depth: int | None) -> Iterator[str]:
-    """The same anywhere else: pyarrow lists one folder at a time, so the largest one sets the memory."""
+    """The same for other filesystems. pyarrow lists one folder at a time, so the largest one sets the memory."""
     from pyarrow.fs import FileSelector, FileType
 
     folders = deque([(base.path, 0)])
@@ -178,9 +177,9 @@ def _walk(base: Place, depth: int | None) -> Iterator[str]:
 
 
 class Entry(NamedTuple):
-    """An image file, or, with `rows`, that many rows of a Parquet file from `first` on."""
+    """An image file; or, if `rows` is set, so many rows of a Parquet file from `first` on."""
 
-    path: bytes  # as the filesystem has it: not every name is UTF-8
+    path: bytes  # as the filesystem has it, because not every name is UTF-8
     first: int | None = None
     rows: int | None = None
 
@@ -190,7 +189,7 @@ class Entry(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """The columns of a Parquet source; None: found by type and name."""
+    """The columns of a Parquet source. None: they are found by type and name."""
 
     image: str | None = None
     name: str | None = None
@@ -200,7 +199,7 @@ FOUND = Columns()
 
 
 def parts(found: Source, size: int, columns: Columns) -> Iterator[list[Entry]]:
-    """The inputs cut into parts of about `size` images: files together, Parquet files by their row groups."""
+    """The inputs in parts of about `size` images: image files together, Parquet files cut by their row groups."""
     files: list[Entry] = []
     for path in found.files():
         if path.lower().endswith(PARQUET):
@@ -215,7 +214,9 @@ def parts(found: Source, size: int, columns: Columns) -> Iterator[list[Entry]]:
 
 
 def _cut(file: Place, size: int, columns: Columns) -> Iterator[Entry]:
-    """Whole row groups together up to `size` rows; a larger one in equal pieces, which read what comes before."""
+    """Whole row groups together, up to `size` rows. A larger group is cut into equal pieces, and each of these reads
+    the rows before it too.
+    """
     from pyarrow import ArrowException
 
     try:
@@ -244,15 +245,17 @@ def _cut(file: Place, size: int, columns: Columns) -> Iterator[Entry]:
 def _table(file: Place) -> ParquetFile:
     from pyarrow.parquet import ParquetFile
 
-    # Buffered and not read ahead: a row group of photographs can be larger than the memory.
+    # Buffered, not read ahead: a row group of photographs can be larger than the memory.
     return ParquetFile(file.path, filesystem=file.files, buffer_size=1 << 20, pre_buffer=False)
 
 
 Leaf = tuple[str, ...]  # a column, or a field of a struct
 
 
-def _columns(schema: Schema, wish: Columns, where: str) -> tuple[Leaf, Leaf | None]:
-    """Where the images are and what names them; of a struct with `bytes` and `path`, as Hugging Face's, its fields."""
+def _columns(schema: Schema, wanted: Columns, where: str) -> tuple[Leaf, Leaf | None]:
+    """The column of images and the one that names them; for a struct with `bytes` and `path`, as Hugging Face has it,
+    those fields.
+    """
     from pyarrow import types
 
     def bytes_in(field: Field) -> Leaf | None:
@@ -262,16 +265,18 @@ def _columns(schema: Schema, wish: Columns, where: str) -> tuple[Leaf, Leaf | No
             return (field.name, "bytes")
         return None
 
-    for name in wish:
+    for name in wanted:
         if name is not None and name not in schema.names:
             raise Usage(f"{where} has no column {name!r}; it has {', '.join(schema.names)}")
-    found = [leaf for field in schema if wish.image in (None, field.name) and (leaf := bytes_in(field))]
-    if len(found) != 1:
-        what = f"{len(found)} columns of bytes ({', '.join(leaf[0] for leaf in found)})" if found else "no such column"
-        raise Usage(f"{where}: the images are in one column of bytes, and it has {what}; --image-column names one")
-    image = found[0]
-    if wish.name is not None:
-        return image, (wish.name,)
+    leaves = [leaf for field in schema if wanted.image in (None, field.name) and (leaf := bytes_in(field))]
+    if len(leaves) != 1:
+        what = (
+            f"{len(leaves)} columns of bytes ({', '.join(leaf[0] for leaf in leaves)})" if leaves else "no such column"
+        )
+        raise Usage(f"{where}: the images must be in one column of bytes, and it has {what}; --image-column names one")
+    image = leaves[0]
+    if wanted.name is not None:
+        return image, (wanted.name,)
     if len(image) == 2 and any(inner.name == "path" for inner in schema.field(image[0]).type):
         return image, (image[0], "path")
     return image, next(((name,) for name in NAMES if name in schema.names and name != image[0]), None)
@@ -283,7 +288,7 @@ def _columns(schema: Schema, wish: Columns, where: str) -> tuple[Leaf, Leaf | No
 def write_list(
     found: Iterable[list[Entry]], folder: Place, progress: Callable[[int], None] = lambda _: None
 ) -> tuple[int, int]:
-    """Write the parts to `folder`, a row group each; how many parts and how many images there are."""
+    """Write the parts to `folder`, each as a row group. Returns how many parts and images there are."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
@@ -326,23 +331,23 @@ Load = Callable[[], bytes]  # raises `RequestError`
 
 
 def images(base: Place, entries: Iterable[Entry], columns: Columns, max_bytes: int) -> Iterator[tuple[str, Load]]:
-    """The name of every input, and what gives its bytes; exactly as many as were listed, come what may."""
+    """The name of every input and a function that gives its bytes; always exactly as many as were listed."""
     from pyarrow import ArrowException
 
     for entry in entries:
         file = base._replace(path=os.fsdecode(entry.path))
         if entry.first is None:
-            # A name that is not UTF-8 is shown with its bytes escaped.
+            # In a name that is not UTF-8, the other bytes are shown as escapes.
             yield base.prefix + entry.path.decode("utf-8", "backslashreplace"), partial(_read, file, max_bytes)
             continue
         done = 0
         try:
-            for one in _rows(file, entry, columns, max_bytes):
-                yield one
+            for row in _rows(file, entry, columns, max_bytes):
+                yield row
                 done += 1
         except (ArrowException, OSError) as error:
-            for row in range(entry.first + done, entry.first + entry.images):
-                yield f"{file}#{row}", partial(_fail, f"the Parquet file cannot be read: {error}")
+            for number in range(entry.first + done, entry.first + entry.images):
+                yield f"{file}#{number}", partial(_fail, f"the Parquet file cannot be read: {error}")
 
 
 def _read(file: Place, max_bytes: int) -> bytes:
@@ -390,7 +395,7 @@ def _rows(file: Place, entry: Entry, columns: Columns, max_bytes: int) -> Iterat
 
 def _column(batch: RecordBatch, leaf: Leaf) -> list[Any]:
     values: list[Any] = batch.column(leaf[0]).to_pylist()
-    for field in leaf[1:]:  # of a struct, which may itself be null
+    for field in leaf[1:]:  # a field of a struct, which may be null
         values = [None if value is None else value[field] for value in values]
     return values
 

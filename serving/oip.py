@@ -1,8 +1,8 @@
-"""Open Inference Protocol v2 with the binary tensor extension: what a request says, and how an answer is written.
+"""Open Inference Protocol v2 with the binary tensor extension: reading requests and writing answers.
 
 https://github.com/kserve/open-inference-protocol and Triton's extension_binary_data.md. One input, `image`, UINT8
-[n, height, width, channels]: pixels that are decoded and cropped already. One output, `probabilities`, FP32
-[n, classes], or, where `classification` asks for the k likeliest, BYTES [n, k] of "probability:class:label".
+[n, height, width, channels]: pixels that are already decoded and cropped. One output, `probabilities`, FP32
+[n, classes]; or BYTES [n, k] of "probability:class:label" if `classification` asks for the k likeliest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SERVER = {"name": "podium", "version": "2", "extensions": ["binary_tensor_data",
 
 @dataclass(frozen=True)
 class Request:
-    """One inference request as it was written: well formed, and not yet compared with any model."""
+    """One inference request as it was written: well formed, but not yet compared with a model."""
 
     input: str
     datatype: str
@@ -42,12 +42,12 @@ class Request:
 
     @property
     def images(self) -> Pixels:
-        """The pixels in their shape, of a request that was checked."""
+        """The pixels of a checked request, in their shape."""
         return np.frombuffer(self.pixels, np.uint8).reshape(self.shape)
 
 
 class Malformed(ValueError):
-    """What is wrong with a request, for the client to read."""
+    """What is wrong with a request. The client gets the message."""
 
 
 def metadata(artifact: Artifact, engine: str) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def metadata(artifact: Artifact, engine: str) -> dict[str, Any]:
 
 
 def parse(body: bytes, header_length: bytes, shape: tuple[int, int, int], classes: int, most: int) -> Request:
-    """`read` and `check` in one, for what knows the model beforehand."""
+    """`read` and `check` together, for a caller that knows the model."""
     request = read(body, header_length)
     check(request, shape, classes, most)
     return request
@@ -71,8 +71,7 @@ def parse(body: bytes, header_length: bytes, shape: tuple[int, int, int], classe
 def read(body: bytes, header_length: bytes) -> Request:
     """The request in `body`: JSON, of `header_length` bytes if binary tensors follow it.
 
-    Depends on no model, so that a model can be looked up after it, once. Raises `BadRequest` that says what was
-    expected.
+    It needs no model, so that the model can be looked up once, afterwards. Raises `BadRequest` with what was expected.
     """
     try:
         return _request(body, json_bytes(body, header_length))
@@ -80,12 +79,12 @@ def read(body: bytes, header_length: bytes) -> Request:
         raise BadRequest(str(error)) from None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise BadRequest(
-            f"no inference request of the protocol: expected strict JSON with one input {INPUT} and one output {OUTPUT}"
+            f"not an inference request: expected strict JSON with one input {INPUT} and one output {OUTPUT}"
         ) from None
 
 
 def json_bytes(body: bytes, header_length: bytes) -> int:
-    """How many bytes of `body` are JSON. Raises `BadRequest` for a header that cannot be right."""
+    """How many bytes of `body` are JSON. Raises `BadRequest` if the header cannot be right."""
     if header_length and not (header_length.isdigit() and len(header_length) <= 18):
         raise BadRequest("Inference-Header-Content-Length is not a number of bytes")
     length = int(header_length) if header_length else len(body)
@@ -97,7 +96,7 @@ def json_bytes(body: bytes, header_length: bytes) -> int:
 def check(request: Request, shape: tuple[int, int, int], classes: int, most: int) -> Pixels:
     """The images of `request`, uint8 [n, height, width, channels], for a model whose images have `shape`.
 
-    `most` is how many images are taken at once. Raises `BadRequest` that says what was expected.
+    `most` is the largest number of images. Raises `BadRequest` with what was expected.
     """
     expected = f"{INPUT}, UINT8 [n, {', '.join(map(str, shape))}], n from 1 to {most}, for {OUTPUT}"
     named = (request.input, request.output, request.datatype) == (INPUT, OUTPUT, "UINT8")
@@ -113,9 +112,9 @@ def check(request: Request, shape: tuple[int, int, int], classes: int, most: int
     return request.images
 
 
-# How a request is read. A JSON document of 20 MB of numbers, or of `[],[],`, takes seconds to read at once, and nothing
-# else of this process runs meanwhile. So the one long thing that a request holds, the list behind the key "data", is
-# cut out and read in pieces; what is left is short.
+# How a request is read. Python takes seconds to read 20 MB of JSON numbers, or of `[],[],`, and nothing else in this
+# process runs meanwhile. So the only long part of a request, the list after the key "data", is cut out and read in
+# pieces. What is left is short.
 
 LONGEST_JSON = 64 << 10  # bytes beside the data
 LONGEST_ID = 256
@@ -123,16 +122,16 @@ MOST_DIMENSIONS = 8
 LARGEST = (1 << 31) - 1  # of a dimension and a count of bytes
 
 DATA_KEY = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*(?=\[)')
-PIECE = 64 << 10  # bytes of the data that are read at once: about a millisecond
+PIECE = 64 << 10  # bytes of the data that are read at once, which takes about a millisecond
 DIGITS = b"0123456789 \t\r\n"
 NUMBERS = DIGITS + b","
 UNBRACKETED = bytes.maketrans(b"[]", b"  ")
-# A bracket follows a bracket or a comma, and never a number without a comma between.
+# A number next to a bracket without the comma between them.
 GLUED = re.compile(rb"[0-9][ \t\r\n]*\[|\][ \t\r\n]*[0-9]")
 
 
 class _Data:
-    """Stands in the JSON for the data that was cut out."""
+    """Takes the place of the data that was cut out of the JSON."""
 
 
 def _request(body: bytes, length: int) -> Request:
@@ -147,17 +146,17 @@ def _request(body: bytes, length: int) -> Request:
         places.append(_Data())
         return places[0]
 
-    # NaN is what no client may write.
-    said = read_json(body[:start] + (b"NaN" if end > start else b"") + body[end:length], stand_in)
-    (tensor,) = _list(said, "inputs")
-    (output,) = _list(said, "outputs", [{"name": OUTPUT}]) or [{"name": OUTPUT}]
-    wishes, id_ = _object(output, "parameters"), said.get("id")
+    # NaN marks the place, because no client may write it.
+    document = read_json(body[:start] + (b"NaN" if end > start else b"") + body[end:length], stand_in)
+    (tensor,) = _list(document, "inputs")
+    (output,) = _list(document, "outputs", [{"name": OUTPUT}]) or [{"name": OUTPUT}]
+    wanted, id_ = _object(output, "parameters"), document.get("id")
     if id_ is not None and not (isinstance(id_, str) and len(id_) <= LONGEST_ID):
         raise Malformed(f"id must be a text of at most {LONGEST_ID} characters")
     if len(dimensions := _list(tensor, "shape")) > MOST_DIMENSIONS:
         raise Malformed(f"the shape has {len(dimensions)} dimensions; expected 4")
     shape = tuple(_whole(n, "a dimension of the shape") for n in dimensions)
-    binary = wishes.get("binary_data", _object(said, "parameters").get("binary_data_output", False))
+    binary = wanted.get("binary_data", _object(document, "parameters").get("binary_data_output", False))
     if not isinstance(binary, bool):
         raise Malformed("binary_data and binary_data_output must be true or false")
     size = _object(tensor, "parameters").get("binary_data_size")
@@ -175,7 +174,7 @@ def _request(body: bytes, length: int) -> Request:
         if "data" in tensor:
             raise Malformed("the input has both data and binary_data_size")
         if not (_whole(size, "binary_data_size") == len(raw) == count):
-            raise Malformed(f"the binary tensor has {len(raw)} bytes and is said to have {size}; expected {count}")
+            raise Malformed(f"the binary tensor has {len(raw)} bytes, its binary_data_size is {size}; expected {count}")
         pixels = raw
     return Request(
         _text(tensor, "name"),
@@ -185,24 +184,24 @@ def _request(body: bytes, length: int) -> Request:
         _text(output, "name"),
         id_,
         binary,
-        _whole(wishes.get("classification", 0), "classification"),
+        _whole(wanted.get("classification", 0), "classification"),
     )
 
 
 def _data(body: bytes, length: int) -> tuple[int, int]:
-    """Where the list behind the first key "data" begins and ends, if it is one of numbers; (0, 0) if there is none."""
+    """Where the list of numbers after the first key "data" begins and ends; (0, 0) if there is none."""
     found = DATA_KEY.search(body, 0, min(length, LONGEST_JSON))
     if found is None:
         return 0, 0
     start = found.end()
-    # Behind a list of numbers comes the object's end, or the quotes of its next key.
+    # A list of numbers is followed by the object's end, or by the quotes of its next key.
     ends = (body.find(b"}", start, length), body.find(b'"', start, length))
     end = body.rfind(b"]", start, min((at for at in ends if at >= 0), default=length)) + 1
     return (start, end) if end else (0, 0)
 
 
 def _values(text: bytes, shape: tuple[int, ...], count: int) -> bytearray:
-    """The bytes that a list of numbers says, flat or nested as `shape` says; `text` is from its [ to its ]."""
+    """The bytes in a list of numbers, flat or nested as `shape` says; `text` is from its [ to its ]."""
     wrong = Malformed(f"the input's data is not {count} whole numbers from 0 to 255, in a list or nested as its shape")
     if not 0 < 2 * count < len(text):  # a digit and a comma each
         raise wrong
@@ -223,7 +222,7 @@ def _values(text: bytes, shape: tuple[int, ...], count: int) -> bytearray:
             raise wrong
         try:
             row = bytes(json.loads(b"[%b]" % piece))
-        except ValueError:  # no JSON, or over 255
+        except ValueError:  # not JSON, or over 255
             raise wrong from None
         values += row
         if not row or len(values) > count:
@@ -269,7 +268,7 @@ def _whole(value: Any, name: str) -> int:
 def render(
     request: Request, scores: Scores, artifact: Artifact, labels: tuple[Label, ...]
 ) -> tuple[dict[str, Any], bytes]:
-    """The answer's JSON, and the binary tensor behind it (empty where the data is in the JSON)."""
+    """The answer's JSON, and the binary tensor that follows it (empty if the data is in the JSON)."""
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": list(scores.shape)}
     raw = b""
     if request.classification:

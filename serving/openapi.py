@@ -1,6 +1,6 @@
 """The OpenAPI document at `/docs.json`: what every route takes, and every status that it can answer.
 
-The table says what a route does not say itself; its path, its method and who may ask come from the route.
+A route has its path, its method and who may use it. The table `OPERATIONS` adds the rest.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def ref(name: str) -> Json:
 
 
 def record(required: Json, **optional: Json) -> Json:
-    """The schema of an object that has these fields."""
+    """The schema of an object with these fields."""
     return {"type": "object", "properties": {**required, **optional}, "required": list(required)}
 
 
@@ -63,7 +63,7 @@ IDENTITY: Json = {
     "precision": TEXT,
     "weights": {
         "type": "string",
-        "description": "`untrained`: it never saw an image, its answers are noise",
+        "description": "`untrained`: the weights are random, and the answers are noise",
     },
 }
 OUTCOME: Json = {"oneOf": [ref("Classification"), ref("Error")]}
@@ -117,19 +117,19 @@ IMAGES: Json = {"multipart/form-data": {"schema": record({"image": array(BYTES)}
 COMPARED: Json = {"multipart/form-data": {"schema": record({"image": BYTES}, top_k=TOP_K)}}
 TENSORS: Json = {"application/json": {"schema": ref("Inference")}, "application/octet-stream": {"schema": BYTES}}
 
-# What any request can meet: it is not HTTP or has what the path does not take, it is slow, its head is large, too many
-# are connected, and a defect of ours.
+# The errors that any request can get: it is malformed, it is slow, its head is too large, there are too many
+# connections, or Podium has a defect.
 ALWAYS: Errors = (BadRequest, SlowRequest, LargeHead, TooManyConnections, InferenceFailed)
 GUARDED: Errors = (Unauthorized, Closing)
 IMAGE: Errors = (TooLarge, UnsupportedImage)
 RUN: Errors = (UnknownModel, Overloaded, DeadlinePassed)
-# Those that say when to ask again.
+# Errors with Retry-After.
 LATER: Errors = (Overloaded, Closing, TooManyConnections)
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What a route does not say itself. `answers` names a schema, or is the content type of what is not JSON."""
+    """The description of a route. `answers` names a schema, or is the content type of an answer that is not JSON."""
 
     summary: str
     answers: str
@@ -148,16 +148,16 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/compare"): Operation("One image through every model: an answer or an error by model", "Comparison", IMAGE, {**RAW_IMAGE, **COMPARED}, {"top_k": TOP_K}),  # noqa: E501
     ("GET", "/models"): Operation("What is loaded", "Models"),
     ("GET", "/models/NETWORK"): Operation("One loaded model with its manifest", "Details", (UnknownModel,)),
-    ("POST", "/models/NETWORK/load"): Operation("Serve a version, the newest by default, in place of the one that is loaded", "Model", (UnknownModel, Unloadable), query={"version": TEXT}),  # noqa: E501
-    ("POST", "/models/NETWORK/unload"): Operation("Stop serving a model, once what it accepted is answered", "Unloaded", (UnknownModel,)),  # noqa: E501
-    ("GET", "/v2"): Operation("The server, as the Open Inference Protocol has it", "Server"),
+    ("POST", "/models/NETWORK/load"): Operation("Serve a version, by default the newest, in place of the loaded one", "Model", (UnknownModel, Unloadable), query={"version": TEXT}),  # noqa: E501
+    ("POST", "/models/NETWORK/unload"): Operation("Stop serving a model after it has answered what it accepted", "Unloaded", (UnknownModel,)),  # noqa: E501
+    ("GET", "/v2"): Operation("The server's name, version and extensions", "Server"),
     ("GET", "/v2/health/live"): Operation("The process answers", "Live"),
     ("GET", "/v2/health/ready"): Operation("Every model is loaded and warm", "Ready", (NotReady,)),
     ("GET", "/livez"): Operation("The process answers", "Live"),
     ("GET", "/readyz"): Operation("Every model is loaded and warm", "Ready", (NotReady,)),
     ("GET", "/metrics"): Operation("Figures for Prometheus", "text/plain"),
-    ("GET", "/"): Operation("To the page", "text/plain", status=307),
-    ("GET", "/ui"): Operation("To the page", "text/plain", status=308),
+    ("GET", "/"): Operation("Redirect to the page", "text/plain", status=307),
+    ("GET", "/ui"): Operation("Redirect to the page", "text/plain", status=308),
     ("GET", "/ui/"): Operation("The page", "text/html"),
     ("GET", "/ui/results.json"): Operation("The newest result file without its single values, or null", "Results"),
     ("GET", "/docs.json"): Operation("This document", "Document"),
@@ -168,30 +168,30 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         for method, action, operation in (
             ("GET", "", Operation("A model's inputs and outputs", "Metadata", (UnknownModel,))),
             ("GET", "/ready", Operation("The model is loaded", "Ready", (UnknownModel,))),
-            ("POST", "/infer", Operation("Probabilities for pixels: uint8 [n, height, width, channels]; as application/octet-stream, JSON and the tensor behind it", "Inferred", (TooLarge, *RUN), TENSORS)),  # noqa: E501
+            ("POST", "/infer", Operation("Probabilities for pixels: uint8 [n, height, width, channels]; as application/octet-stream, JSON followed by the tensor", "Inferred", (TooLarge, *RUN), TENSORS)),  # noqa: E501
         )
     },
 }
 # fmt: on
 
-HEADERS: Json = {"X-Request-ID": {"description": "The request's own, or one that was made for it", "schema": TEXT}}
+HEADERS: Json = {"X-Request-ID": {"description": "The request's own id, or a new one", "schema": TEXT}}
 RETRY_AFTER: Json = {"Retry-After": {"description": "Seconds after which to ask again", "schema": WHOLE}}
 LOCATION: Json = {"Location": {"schema": TEXT}}
 
 
 def document(routes: Iterable[Route], guarded: bool) -> Json:
-    """The document for these routes of a server, which asks for PODIUM_TOKEN if it is `guarded`.
+    """The document for these routes. A `guarded` server asks for PODIUM_TOKEN.
 
-    Raises `KeyError` for a route that `OPERATIONS` does not describe.
+    Raises `KeyError` if `OPERATIONS` does not describe a route.
     """
     paths: dict[str, Json] = defaultdict(dict)
     for route in routes:
         paths[PARAMETER.sub(r"{\1}", route.path)][route.method.lower()] = described(route, guarded)
     schemes = {
         "user": {"type": "http", "scheme": "bearer", "description": "PODIUM_TOKEN"},
-        "admin": {"type": "http", "scheme": "bearer", "description": "PODIUM_ADMIN_TOKEN; unset, this is off"},
+        "admin": {"type": "http", "scheme": "bearer", "description": "PODIUM_ADMIN_TOKEN; off if it is not set"},
     }
-    about = "HEAD is answered wherever GET is. Any other method is 405 with Allow, any other path 404."
+    about = "HEAD is answered wherever GET is. Any other method is 405 with Allow, any other path is 404."
     return {
         "openapi": "3.1.0",
         "info": {"title": "Podium", "version": "1", "description": about},
@@ -210,7 +210,7 @@ def described(route: Route, guarded: bool) -> Json:
         "responses": {str(operation.status): answer(operation), **refusals(route, errors)},
     }
     if operation.answers == "text/html":
-        found["responses"]["304"] = {"description": "The browser's own is the newest", "headers": HEADERS}
+        found["responses"]["304"] = {"description": "The browser's copy is still right", "headers": HEADERS}
     if operation.body:
         found["requestBody"] = {"required": True, "content": operation.body}
     if route.access == "admin" or (route.access == "user" and guarded):
@@ -237,11 +237,11 @@ def answer(operation: Operation) -> Json:
 
 
 def refusals(route: Route, errors: Sequence[type[RequestError]]) -> Json:
-    """The responses that are errors, by status; several errors may share one."""
+    """The responses that are errors, by status. Several errors may share a status."""
     by_status: dict[int, list[type[RequestError]]] = defaultdict(list)
     for error in errors:
         by_status[error.status].append(error)
-    # What is refused before its path is known has the form of all other errors.
+    # A request that is refused before its path is known gets the form of all other errors.
     schema = {"oneOf": [ref("ProtocolError"), ref("Error")]} if route.path.startswith("/v2/") else ref("Error")
     return {
         str(status): {

@@ -1,4 +1,4 @@
-"""The settings: environment variables called `PODIUM_*`, read and checked once, before anything starts."""
+"""The settings: environment variables `PODIUM_*`, read and checked once, before anything starts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from serving.limits import Limits
 from serving.runtime import ENGINES
 from serving.text import quoted
 
-# Pillow stops at twice this by itself, and warns above it.
+# Pillow warns above this, and refuses twice as many.
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 
 
-# Without a limit on open files; each connection takes some 10 kB while it waits.
+# Connections if there is no limit on open files. Each takes about 10 kB while it waits.
 MOST_CONNECTIONS = 1 << 16
 
 
@@ -53,15 +53,15 @@ def one_of(*names: str) -> Callable[[str], str]:
 
 
 def tags(text: str) -> tuple[str, ...]:
-    found = tuple(tag.strip() for tag in text.split(",") if tag.strip())
-    networks = [tag.split(":")[0] for tag in found]
+    names = tuple(tag.strip() for tag in text.split(",") if tag.strip())
+    networks = [tag.split(":")[0] for tag in names]
     if twice := {network for network in networks if networks.count(network) > 1}:
         raise ValueError(f"names {', '.join(sorted(twice))} twice; one version of a network is served at a time")
-    return found
+    return names
 
 
 def secret(text: str) -> str:
-    # A header's value is sent without the spaces around it.
+    # HTTP drops the spaces around a header's value.
     if text != text.strip() or not text or not text.isascii() or not text.isprintable():
         raise ValueError(
             "must be printable ASCII without spaces around it, and not empty; unset it to serve without one"
@@ -99,8 +99,8 @@ SETTINGS = (
 # fmt: on
 
 
-# What else is called PODIUM_... and is no mistake: read by other parts of the project and by the files of deploy/, or
-# set by Kubernetes in every pod for a service called podium or podium-SOMETHING.
+# Other variables PODIUM_... that are not mistakes: other parts of the project and the files of deploy/ read them, or
+# Kubernetes sets them in every pod for a service called podium or podium-SOMETHING.
 OTHERS = ("CACHE", "WEIGHTS_MIRROR", "SUPERVISOR_FD", "BIND", "FIGURES", "PEER")
 OTHER = re.compile(
     r"REPLICA_\d+|(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
@@ -108,9 +108,9 @@ OTHER = re.compile(
 
 
 def unknown(environment: Mapping[str, str]) -> list[str]:
-    """A line for every variable `PODIUM_...` that nothing reads, with the setting whose name is most like it.
+    """A line for every variable `PODIUM_...` that nothing reads, with the setting that may be meant.
 
-    To be shown and not to fail on: an environment is shared, and one that was written for another version must not keep
+    These are warnings, not errors: an environment may be shared, or written for another version, and that must not keep
     a server from starting.
     """
     names = [setting.name for setting in SETTINGS]
@@ -121,13 +121,13 @@ def unknown(environment: Mapping[str, str]) -> list[str]:
             continue
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
         meant = f"did you mean PODIUM_{near[0]}?" if near else f"there are PODIUM_{', '.join(names)}"
-        lines.append(f"{quoted(variable)} is no setting and changes nothing; {meant}")
+        lines.append(f"{quoted(variable)} is not a setting and changes nothing; {meant}")
     return lines
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `SETTINGS` says, read; times in seconds, sizes in bytes."""
+    """The values of `SETTINGS`; times in seconds, sizes in bytes."""
 
     models: tuple[str, ...]
     engine: str
@@ -146,7 +146,7 @@ class Settings:
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Settings:
-        """Raises `Failure` with one line that names the variable, its value and what it may be."""
+        """The settings in `environment`. Raises `Failure` with one line: the variable, its value, what is allowed."""
         values: dict[str, Any] = {}
         for setting in SETTINGS:
             name = f"PODIUM_{setting.name}"
@@ -174,12 +174,12 @@ class Settings:
         )
 
 
-# Open files that are not connections: models, libraries, pipes, what the page serves.
+# Open files that are not connections: models, libraries, pipes.
 OTHER_FILES = 128
 
 
 def max_connections(wanted: int) -> int:
-    """So many, or for 0 as many as may be. Raises `Failure` for more than there are files for."""
+    """`wanted`, or for 0 as many as the limit on open files allows. Raises `Failure` if it does not allow so many."""
     allowed = connections_allowed()
     if wanted > allowed:
         raise Failure(
@@ -190,7 +190,7 @@ def max_connections(wanted: int) -> int:
 
 
 def connections_allowed() -> int:
-    """The connections that the limit on open files leaves room for."""
+    """How many connections the limit on open files allows."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -202,7 +202,7 @@ def connections_allowed() -> int:
 
 
 def check_address(host: str, port: int) -> None:
-    """Raises `Failure` where nothing can listen on `host` and `port`."""
+    """Raises `Failure` if nothing can listen on `host` and `port`."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -213,7 +213,7 @@ def check_address(host: str, port: int) -> None:
 
 
 def check_temporary() -> None:
-    """Raises `Failure` where no temporary file can be made: BentoML makes some, and fails without one in pages."""
+    """Raises `Failure` if no temporary file can be made. BentoML needs some, and would fail with a long traceback."""
     try:
         with TemporaryDirectory(prefix="podium-"):
             pass
@@ -222,10 +222,10 @@ def check_temporary() -> None:
 
 
 def artifacts(models: tuple[str, ...], source: Path) -> list[Artifact]:
-    """The artifacts to serve, the default first: those that `models` names, else all there are.
+    """The artifacts to serve, the default first: those that `models` names, else all in the store.
 
-    A bento serves the versions it was built with, however many newer ones the store holds. Raises `Failure` for a
-    model that is missing, and where there is none at all.
+    A bento serves the versions it was built with, even if the store has newer ones. Raises `Failure` if a model is
+    missing, or if there is none at all.
     """
     inside = models_of_bento(source)
     if inside is None:

@@ -1,7 +1,7 @@
-"""TensorRT and TensorRT-RTX: a plan run on the GPU through one CUDA graph per batch bucket.
+"""TensorRT and TensorRT-RTX: a plan runs on the GPU through one CUDA graph per batch bucket.
 
-One adapter serves both engines, whose Python modules are nearly the same. CUDA is reached through cuda-bindings, so a
-server needs no torch. A plan is executable code: it runs only where its record says it was built for.
+One adapter serves both engines, because their Python modules are nearly the same. cuda-bindings calls CUDA, so a server
+needs no torch. A plan is executable code: it runs only on the kind of machine that its record names.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from models.preprocess import Pixels
 
 log = logging.getLogger("bentoml.podium")
 
-# The Python module that carries each engine; its extra has the engine's name.
+# The Python module of each engine. The extra that installs it has the engine's name.
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
-# CUDA_VISIBLE_DEVICES chooses which GPU this is. Every thread begins with device 0, so that no run has to set it.
+# CUDA_VISIBLE_DEVICES chooses which GPU this is. Every thread starts with device 0, so that no call has to set it.
 DEVICE = 0
 
-# What a TensorRT-RTX plan runs on unless it was built for one GPU; datacentre Hopper and Blackwell are not among them.
+# Where a TensorRT-RTX plan runs unless it was built for one GPU. Hopper and Blackwell of data centres are not among
+# them.
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
 
 
@@ -43,7 +44,7 @@ class PlanError(Failure):
 
 
 def load_module(engine: str) -> Any:
-    """The Python module of `engine`; `Failure` with how to install it when it is missing or too old."""
+    """The Python module of `engine`. Raises `Failure` with how to install it if it is missing or too old."""
     try:
         module = importlib.import_module(MODULES[engine])
     except ImportError as error:
@@ -53,17 +54,17 @@ def load_module(engine: str) -> Any:
             f"  python -m export NETWORK --precision fp16 --engine {engine}"
         ) from error
     if engine == "tensorrt" and int(module.__version__.split(".")[0]) < 11:
-        # Before 11 a network without the strongly typed flag runs in whatever precision the builder likes.
+        # Before 11, the builder chooses the precision of a network without the strongly typed flag.
         raise Failure(f"tensorrt {module.__version__} is too old, 11 is needed; pip install 'podium[tensorrt]'")
     return module
 
 
 @functools.cache
 def logger(module: Any) -> Any:
-    """The one logger of `module`: TensorRT keeps the first that it is given as long as the process lives."""
+    """The only logger of `module`: TensorRT keeps the first that it is given until the process ends."""
 
     class Log(module.ILogger):  # type: ignore[misc]
-        """Keeps errors for the exception that will report them; the rest is chatter."""
+        """Keeps errors for the exception that will report them, and drops the rest."""
 
         def __init__(self) -> None:
             module.ILogger.__init__(self)
@@ -75,7 +76,7 @@ def logger(module: Any) -> Any:
                 self._errors.append(message.strip())
 
         def take(self) -> str:
-            """What went wrong since the last call, as one text."""
+            """The errors since the last call, as one text."""
             text = "; ".join(dict.fromkeys(self._errors))
             self._errors.clear()
             return text or "it gives no reason"
@@ -87,7 +88,7 @@ def logger(module: Any) -> Any:
 
 
 class Cuda:
-    """`cuda.bindings.runtime` with the status of every call checked: `cuda("cudaMalloc", size)` gives the pointer."""
+    """`cuda.bindings.runtime`, with the status of every call checked: `cuda("cudaMalloc", size)` gives the pointer."""
 
     def __init__(self) -> None:
         try:
@@ -113,7 +114,7 @@ class Gpu:
 
 
 def gpu(cuda: Cuda | None = None) -> Gpu | None:
-    """The GPU that plans are built and run on here; None without one, or without a driver that fits."""
+    """The GPU that plans are built for and run on here; None without one, or without a driver that fits."""
     cuda = cuda or Cuda()
     status, count = cuda.api.cudaGetDeviceCount()
     if int(status) or not count:
@@ -127,9 +128,9 @@ def gpu(cuda: Cuda | None = None) -> Gpu | None:
 
 
 def check_record(record: Mapping[str, Any], engine: str, version: str, here: Gpu) -> None:
-    """Raise `PlanError` unless the plan of this `record` was built for `engine` at `version` on a GPU like `here`.
+    """Raise `PlanError` unless the plan of this `record` was built for `engine` at `version` and a GPU like `here`.
 
-    `record` is what the exporter wrote beside the plan (export/to_engine.py, `PlanRecord`).
+    The exporter wrote `record` beside the plan (export/to_engine.py, `PlanRecord`).
     """
     again = f"build it again here: python -m export NETWORK --precision {record.get('precision')} --engine {engine}"
     if record.get("engine") != engine:
@@ -158,10 +159,10 @@ def check_record(record: Mapping[str, Any], engine: str, version: str, here: Gpu
 
 
 class TensorRt:
-    """A plan loaded: uint8 [n, height, width, channels] in, float32 probabilities [n, classes] out.
+    """A loaded plan: uint8 [n, height, width, channels] in, float32 probabilities [n, classes] out.
 
-    A batch is copied into pinned memory and padded to the next bucket; one CUDA graph per bucket copies it in, runs it
-    and copies the scores out. Every bucket shares the buffers and the scratch memory, since one call runs at a time.
+    A batch is copied into pinned memory and padded to the next bucket. One CUDA graph per bucket copies it in, runs it
+    and copies the scores out. All buckets share the buffers and the scratch memory, because one call runs at a time.
     """
 
     engine = "tensorrt"
@@ -171,8 +172,8 @@ class TensorRt:
     ) -> None:
         """Load `plan` if its `record` fits this machine, warm every bucket and capture its graph.
 
-        `cache` is the folder where TensorRT-RTX keeps what it compiled for this GPU (default: the user's cache folder).
-        Raises `Failure` with the name of the call that failed; nothing stays allocated then.
+        `cache` is the folder for what TensorRT-RTX compiles for this GPU (default: the user's cache folder). Raises
+        `Failure` with the name of the call that failed, and then leaves nothing allocated.
         """
         self.precision, self.threads = precision, threads
         self._module = load_module(self.engine)
@@ -184,18 +185,18 @@ class TensorRt:
         check_record(record, self.engine, self._module.__version__, here)
         self._objects: dict[str, Any] = {}
         self._contexts: dict[int, Any] = {}
-        self._graphs: dict[int, Any] = {}  # None: the engine cannot be captured, its calls are made one by one
+        self._graphs: dict[int, Any] = {}  # None: the engine cannot be captured, so its calls are made one by one
         self._acquired = ExitStack()
         try:
             self._load(plan, cache)
         except BaseException:
-            # After one CUDA error the rest often fail too; the first is the one to tell.
+            # After one CUDA error other calls often fail too. The first error is the one to report.
             with suppress(Failure):
                 self._acquired.close()
             raise
 
     def run(self, batch: Pixels) -> NDArray[np.float32]:
-        """The probabilities of `batch`; more images than the largest bucket are run in pieces."""
+        """The probabilities of `batch`. More images than the largest bucket holds are run in pieces."""
         if not self._graphs:
             raise Failure(f"this {self.engine} runtime is closed")
         if batch.dtype != np.uint8 or batch.shape[1:] != self._shape:
@@ -209,13 +210,13 @@ class TensorRt:
         return scores
 
     def close(self) -> None:
-        """Free everything; harmless the second time."""
+        """Free everything. A second call does nothing."""
         self._graphs.clear()
         self._acquired.close()
 
     def _run(self, images: Pixels, scores: NDArray[np.float32]) -> None:
         bucket = next(bucket for bucket in self._graphs if bucket >= len(images))
-        # The rows above hold an earlier batch: images do not meet inside a network, and their scores are not read.
+        # The other rows hold images of an earlier batch. They do not affect these, and their scores are not read.
         self._host_in[: len(images)] = images
         if self._graphs[bucket] is None:
             self._enqueue(bucket)
@@ -228,11 +229,11 @@ class TensorRt:
 
     def _load(self, plan: Path, cache: Path | None) -> None:
         cuda, module = self._cuda, self._module
-        # Not the default stream: TensorRT would synchronize the whole device around every call on it.
+        # On the default stream, TensorRT would synchronize the whole device around every call.
         self._stream = cuda("cudaStreamCreateWithFlags", cuda.api.cudaStreamNonBlocking)
         self._acquired.callback(cuda, "cudaStreamDestroy", self._stream)
         code = plan.read_bytes()
-        logger(module).take()  # what is not about this plan
+        logger(module).take()  # drop errors that are not about this plan
         runtime = self._keep("runtime", module.Runtime(logger(module)))
         engine = self._keep("engine", runtime.deserialize_cuda_engine(code))
         if engine is None:
@@ -244,14 +245,14 @@ class TensorRt:
             self._prepare(bucket, profile, config)
         self._save_cache()
 
-    def _keep(self, name: str, made: Any) -> Any:
-        """Hold a TensorRT object until its turn to go: contexts before their engine, the engine before its runtime."""
-        self._objects[name] = made
+    def _keep(self, name: str, value: Any) -> Any:
+        """Hold a TensorRT object until it may be freed: contexts before their engine, the engine before its runtime."""
+        self._objects[name] = value
         self._acquired.callback(self._objects.pop, name)
-        return made
+        return value
 
     def _read_tensors(self, engine: Any) -> dict[int, int]:
-        """Take the names and shapes of input and output; gives the profile of every bucket."""
+        """Read the names and shapes of input and output. Returns the profile of every bucket."""
         modes, types = self._module.TensorIOMode, self._module.DataType
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         ins = [name for name in names if engine.get_tensor_mode(name) == modes.INPUT]
@@ -264,7 +265,7 @@ class TensorRt:
             )
         self._input, self._output = ins[0], outs[0]
         ranges = [engine.get_tensor_profile_shape(self._input, i) for i in range(engine.num_optimization_profiles)]
-        # A profile that takes a range of sizes is there for other servers.
+        # Profiles for a range of sizes are for other servers.
         profiles = {int(least[0]): i for i, (least, _, most) in enumerate(ranges) if least[0] == most[0]}
         if not profiles:
             raise PlanError("the plan has no profile of a fixed batch size; build it again with python -m export")
@@ -273,7 +274,7 @@ class TensorRt:
         return profiles
 
     def _allocate(self, engine: Any, largest: int) -> None:
-        """Pinned and device memory for the largest bucket, and the scratch memory that every context uses in turn."""
+        """Pinned and device memory for the largest bucket, and the scratch memory that all contexts share."""
         self._host_in, self._host_in_at = self._pinned((largest, *self._shape), np.uint8)
         self._host_out, self._host_out_at = self._pinned((largest, self._classes), np.float32)
         self._device_in = self._device(self._host_in.nbytes)
@@ -294,13 +295,14 @@ class TensorRt:
         return address
 
     def _context_config(self, code: bytes, cache: Path | None) -> Any:
-        """How contexts are made: in our memory; on TensorRT-RTX compiled at once, from what an earlier run kept."""
+        """How contexts are made: in our memory, and for TensorRT-RTX compiled at once, from a cache."""
         user_managed = self._module.ExecutionContextAllocationStrategy.USER_MANAGED
         if self.engine != "tensorrt-rtx":
             return user_managed
         config = self._keep("config", self._objects["engine"].create_runtime_config())
         config.set_execution_context_allocation_strategy(user_managed)
-        # LAZY would run generic kernels first and swap them later; a graph captured before that keeps the slow ones.
+        # LAZY would run generic kernels first and replace them later. A graph that was captured before keeps the slow
+        # ones.
         strategies = self._module.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         if cache is None:
@@ -310,14 +312,14 @@ class TensorRt:
         self._cache_path = cache / f"{self.engine}-{hashlib.sha256(code).hexdigest()[:16]}.cache"
         kept = self._keep("cache", config.create_runtime_cache())
         with suppress(OSError):
-            # A cache of another GPU, driver or version is refused by this call, and made anew.
+            # This call refuses a cache of another GPU, driver or version. Then a new one is made.
             kept.deserialize(self._cache_path.read_bytes())
         if not config.set_runtime_cache(kept):
             raise PlanError(f"set_runtime_cache failed: {logger(self._module).take()}")
         return config
 
     def _save_cache(self) -> None:
-        """Keep what TensorRT-RTX compiled for the next start; where it cannot be written, only time is lost."""
+        """Keep what TensorRT-RTX compiled for the next start. If it cannot be written, only time is lost."""
         if "cache" not in self._objects:
             return
         partial = self._cache_path.with_suffix(f".{os.getpid()}")
@@ -326,7 +328,7 @@ class TensorRt:
             partial.write_bytes(bytes(memoryview(self._objects["cache"].serialize())))
             partial.replace(self._cache_path)
         with suppress(OSError):
-            partial.unlink(missing_ok=True)  # of a disk that was full
+            partial.unlink(missing_ok=True)  # it is left over if the disk was full
 
     def _prepare(self, bucket: int, profile: int, config: Any) -> None:
         """A context for `bucket`, warmed, and the graph of its run."""
@@ -336,7 +338,7 @@ class TensorRt:
             raise PlanError(f"create_execution_context failed for batch {bucket}: {logger(self._module).take()}")
         self._contexts[bucket] = context
         self._acquired.callback(self._contexts.pop, bucket)
-        # Nothing may be in flight while the context and its memory go.
+        # Nothing may run while the context and its memory are freed.
         self._acquired.callback(self._synchronize)
         context.set_device_memory(self._scratch, self._scratch_size)
         self._must(context.set_optimization_profile_async(profile, stream), "set_optimization_profile_async", bucket)
@@ -344,7 +346,7 @@ class TensorRt:
         self._must(context.set_input_shape(self._input, (bucket, *self._shape)), "set_input_shape", bucket)
         self._must(context.set_tensor_address(self._input, self._device_in), "set_tensor_address", bucket)
         self._must(context.set_tensor_address(self._output, self._device_out), "set_tensor_address", bucket)
-        # The first run compiles and allocates, which a capture could not.
+        # The first run compiles and allocates, which is not possible during a capture.
         self._enqueue(bucket)
         self._synchronize()
         capturable = getattr(context, "is_stream_capturable", None)
@@ -352,7 +354,7 @@ class TensorRt:
             log.warning("%s cannot capture batch %d in a CUDA graph; it runs without", self.engine, bucket)
             self._graphs[bucket] = None
             return
-        # Thread-local: what other threads do on the GPU meanwhile neither enters the graph nor breaks it.
+        # Thread-local: calls that other threads make on the GPU meanwhile neither enter the graph nor break it.
         cuda("cudaStreamBeginCapture", self._stream, cuda.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
             self._enqueue(bucket)
@@ -369,7 +371,7 @@ class TensorRt:
         self._graphs[bucket] = executable
 
     def _enqueue(self, bucket: int) -> None:
-        """Copy in, run, copy out: at once, or into the graph that is being captured."""
+        """Copy in, run, copy out; or add these steps to the graph that is being captured."""
         cuda, kinds = self._cuda, self._cuda.api.cudaMemcpyKind
         size_in, size_out = self._host_in[:bucket].nbytes, self._host_out[:bucket].nbytes
         to_device, to_host = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
@@ -386,7 +388,7 @@ class TensorRt:
 
 
 class TensorRtRtx(TensorRt):
-    """The same through TensorRT-RTX, which compiles for the GPU when it loads, and keeps what it compiled."""
+    """The same for TensorRT-RTX, which compiles for the GPU when it loads, and keeps what it compiled."""
 
     engine = "tensorrt-rtx"
 

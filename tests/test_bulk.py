@@ -312,7 +312,7 @@ def test_actors_fill_the_nodes() -> None:
     assert bulk.actors(nodes, gpu=True, cores=8) == (1, 8)
     with pytest.raises(Failure, match="no node with a GPU"):
         bulk.actors(nodes[:2], gpu=True)
-    with pytest.raises(Failure, match="--cores 9: no node has as many; the largest has 8"):
+    with pytest.raises(Failure, match="--cores 9: no node has so many; the largest has 8"):
         bulk.actors(nodes, gpu=False, cores=9)
 
 

@@ -392,7 +392,7 @@ def test_a_misspelt_setting_is_named_at_the_start(tiny: Artifact, tmp_path: Path
         PODIUM_PORT_3000_TCP_ADDR="10.0.0.1", PODIUM_CACHE=str(tmp_path),
     ) as server:  # fmt: skip
         lines = [line for line in server.log.read_text().splitlines() if "changes nothing" in line]
-    assert len(lines) == 1 and "'PODIUM_MAX_BATHC' is no setting" in lines[0]
+    assert len(lines) == 1 and "'PODIUM_MAX_BATHC' is not a setting" in lines[0]
     assert "did you mean PODIUM_MAX_BATCH?" in lines[0]
 
 

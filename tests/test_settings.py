@@ -45,7 +45,7 @@ def test_what_is_not_ours_is_nobodys_business() -> None:
 )  # fmt: skip
 def test_a_variable_that_nothing_reads_is_named(name: str, meant: str) -> None:
     [line] = unknown({**dict.fromkeys(READ, ""), name: "its value"})
-    assert line.startswith(f"{name!r} is no setting") and "its value" not in line and line.isprintable()
+    assert line.startswith(f"{name!r} is not a setting") and "its value" not in line and line.isprintable()
     assert f"did you mean PODIUM_{meant}?" in line if meant else "there are PODIUM_MODELS" in line
 
 
@@ -62,5 +62,5 @@ def test_bulk_names_a_misspelt_setting_too(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setenv("PODIUM_ENGIN", "openvino")
     assert main(["bulk", "photographs", "--model", "nothing", "--out", "answers"]) == 1
     first, second = capsys.readouterr().err.splitlines()
-    assert "'PODIUM_ENGIN' is no setting and changes nothing; did you mean PODIUM_ENGINE?" in first
+    assert "'PODIUM_ENGIN' is not a setting and changes nothing; did you mean PODIUM_ENGINE?" in first
     assert "no exported model is called 'nothing'" in second
