@@ -115,7 +115,7 @@ def test_a_uri_is_a_place_and_its_secret_is_not_written_down(tree: Path) -> None
     assert inputs.without_secret("s3://key:secret@bucket/a?region=eu") == "s3://bucket/a?region=eu"
     s3 = source("s3://key:secret@bucket/photos/*.jpg?region=eu-west-1&endpoint_override=127.0.0.1:9")
     assert (s3.base.path, s3.base.prefix, s3.depth) == ("bucket/photos", "s3://", 0)
-    with pytest.raises(Usage, match="no address that pyarrow can open"):
+    with pytest.raises(Usage, match="is not an address that pyarrow can open"):
         place("nowhere://bucket")
 
 
@@ -370,7 +370,7 @@ def test_a_part_is_done_once_and_a_torn_one_again(
 
 
 def test_a_worker_that_cannot_see_the_source_says_so(tiny: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(Failure, match="every node needs to see it"):
+    with pytest.raises(Failure, match="every node must see it"):
         bulk.Worker(job(tiny, tmp_path), str(tmp_path / "gone"), str(tmp_path), 1)
 
 
