@@ -1,4 +1,4 @@
-"""Readiness is the truth and a shutdown has an end, whatever decoders and engines do."""
+"""Readiness is true and a shutdown ends, whatever decoders and engines do."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_readyz_fails_while_the_engine_is_stuck(tiny: Artifact, monkeypatc
         await until(lambda: not serving.unready())
 
 
-async def test_a_shutdown_does_not_wait_for_a_decoder_that_does_not_end(
+async def test_a_shutdown_does_not_wait_for_a_decoder_that_never_ends(
     tiny: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(classify, "GRACE", 0.05)
@@ -103,7 +103,7 @@ async def test_a_shutdown_does_not_wait_for_a_decoder_that_does_not_end(
     assert await asyncio.to_thread(serving.workers.close)
 
 
-async def test_a_shutdown_ends_what_is_decoded_in_another_process(tiny: Artifact) -> None:
+async def test_a_shutdown_ends_decoding_in_other_processes(tiny: Artifact) -> None:
     serving = Serving(
         Settings.read({"PODIUM_IMAGE_CPU_MS": "60000", "PODIUM_TIMEOUT_MS": "3000"}), [tiny], CollectorRegistry()
     )
@@ -117,8 +117,8 @@ async def test_a_shutdown_ends_what_is_decoded_in_another_process(tiny: Artifact
     assert child.process.poll() is not None
 
 
-async def test_costly_images_take_no_time_from_good_ones(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many that fill their processor time, and good requests beside them, over the whole way."""
+async def test_costly_images_do_not_delay_good_ones(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many images that use up their processor time, with good requests beside them, from request to answer."""
     monkeypatch.setattr(sandbox, "PATIENCE", 1000.0)  # a busy machine gives the children little processor time
     settings = {"PODIUM_IMAGE_CPU_MS": "300", "PODIUM_TIMEOUT_MS": "600000"}
     async with started(tiny, **settings) as serving, client_of(serving) as client:

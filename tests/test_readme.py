@@ -1,4 +1,4 @@
-"""The README's blocks, run in their order as a reader would type them."""
+"""The blocks of the README, run in order as a reader would type them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def serving(command: str, environment: dict[str, str], port: int, log: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_blocks_run_in_their_order(tmp_path: Path) -> None:
+def test_the_blocks_run_in_order(tmp_path: Path) -> None:
     port = free_port()
     environment = {
         **os.environ,
@@ -82,14 +82,14 @@ def test_the_blocks_run_in_their_order(tmp_path: Path) -> None:
         assert expected in everything
 
 
-def test_the_make_targets_it_names_exist() -> None:
+def test_the_make_targets_that_it_names_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     named = set(re.findall(r"(?:^|`)make ([a-z]+)\b", README, re.M))
     assert {"demo", "test"} <= named
     assert all(re.search(rf"^{target}:", makefile, re.M) for target in named)
 
 
-def test_the_files_it_links_and_draws_exist() -> None:
+def test_the_files_that_it_links_or_lists_exist() -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     tree = re.search(r"^```\n(.*?)^```", README[README.index("## The house") :], re.M | re.S)
     assert tree is not None

@@ -1,4 +1,4 @@
-"""The table of routes: every path has one spelling, and no other reaches a handler of ours or BentoML's application."""
+"""The table of routes: each path has one spelling; no other reaches our handlers or BentoML's application."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.spellings import LOOK, METHODS, interface, paths, spelled
 
 
 class Recorder:
-    """An application behind the interface, which keeps every scope and every message that it is handed."""
+    """An application behind the interface, which keeps every scope and every message that it gets."""
 
     def __init__(self, *answers: dict[str, Any]) -> None:
         self.answers, self.scopes, self.messages = answers, list[dict[str, Any]](), list[dict[str, Any]]()
@@ -37,7 +37,7 @@ DONE = {"type": "http.response.body", "body": b'{"routes": []}'}
 
 
 async def asked(api: Api, method: str, raw: str, **headers: str) -> tuple[int, dict[bytes, bytes], bytes]:
-    """What `api` answers to a path as uvicorn hands it on: as it was written, and decoded."""
+    """The answer of `api` to a path as uvicorn passes it: as written, and decoded."""
     sent: list[dict[str, Any]] = []
 
     async def receive() -> Any:
@@ -62,7 +62,7 @@ def code_of(path: str, body: bytes) -> str | None:
     return None if path.startswith("/v2/") and isinstance(error, str) else error["code"]
 
 
-async def test_no_spelling_but_the_one_is_answered_or_handed_on(tiny: Artifact) -> None:
+async def test_no_other_spelling_is_answered_or_passed_on(tiny: Artifact) -> None:
     app = Recorder(STARTED, DONE)
     api, known = interface(tiny, app, PODIUM_TOKEN="look"), paths(tiny)
     asks = 0
@@ -79,7 +79,7 @@ async def test_no_spelling_but_the_one_is_answered_or_handed_on(tiny: Artifact) 
     assert api.serving.metrics.outcomes["unknown", "not_found"] == asks
 
 
-async def test_without_the_token_nothing_is_told_but_health_figures_and_the_page(tiny: Artifact) -> None:
+async def test_only_health_metrics_and_the_page_are_answered_without_the_token(tiny: Artifact) -> None:
     async with started(tiny, PODIUM_TOKEN="look") as serving:
         app = Recorder(STARTED, DONE)
         api = Api(app, serving)
@@ -96,7 +96,7 @@ async def test_without_the_token_nothing_is_told_but_health_figures_and_the_page
         assert app.scopes == []
 
 
-async def test_a_method_that_a_path_does_not_take_is_told_which_it_does(tiny: Artifact) -> None:
+async def test_the_answer_to_a_wrong_method_names_the_right_ones(tiny: Artifact) -> None:
     async with started(tiny) as serving, client_of(serving) as client:
         for path, methods in paths(tiny).items():
             for method in ("PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "POST", "GET", "HEAD"):
@@ -125,7 +125,7 @@ async def test_head_is_get_without_the_body(tiny: Artifact) -> None:
 # The application behind
 
 
-async def test_of_a_request_nothing_reaches_the_application_behind(tiny: Artifact) -> None:
+async def test_nothing_that_a_client_sends_reaches_the_application_behind(tiny: Artifact) -> None:
     app = Recorder(STARTED, DONE)
     async with started(tiny, PODIUM_TOKEN="look") as serving:
         for method in ("GET", "HEAD"):
@@ -156,7 +156,7 @@ class Waits(Recorder):
     "app",
     [Raises(), Waits(), Recorder(), Recorder({**STARTED, "status": 302, "headers": [(b"set-cookie", b"a")]}, DONE)],
 )
-async def test_whatever_the_application_behind_does_is_answered_in_our_form(tiny: Artifact, app: Any) -> None:
+async def test_whatever_the_application_behind_does_the_answer_has_our_form(tiny: Artifact, app: Any) -> None:
     async with started(tiny, PODIUM_TIMEOUT_MS="50") as serving:
         status, headers, body = await asked(Api(app, serving), "GET", "/schema.json")
         assert (status, code_of("/schema.json", body)) == (500, "internal")
@@ -164,7 +164,7 @@ async def test_whatever_the_application_behind_does_is_answered_in_our_form(tiny
         assert serving.metrics.outcomes["unknown", "internal"] == 1
 
 
-async def test_other_than_http_only_the_servers_life_is_handed_on(tiny: Artifact) -> None:
+async def test_besides_http_only_the_lifespan_messages_are_passed_on(tiny: Artifact) -> None:
     app, sent = Recorder(), list[Any]()
 
     async def send(message: Any) -> None:
@@ -192,7 +192,7 @@ def test_every_route_is_described_and_nothing_else(tiny: Artifact) -> None:
 
 
 def test_every_error_is_some_answer_of_the_document(tiny: Artifact) -> None:
-    """But those for what is not in it: other paths and other methods."""
+    """Except the errors about what the document does not list: other paths and other methods."""
     kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RequestError)}
     listed = {*openapi.ALWAYS, *openapi.GUARDED}.union(*(each.errors for each in openapi.OPERATIONS.values()))
     assert kinds - listed == {RequestError, NotFound, MethodNotAllowed}
@@ -213,13 +213,13 @@ def test_a_route_cannot_be_in_the_table_twice() -> None:
         Routes([Route("GET", "/a", "open", handler), Route("GET", "/a", "user", handler)])
 
 
-async def test_the_documentations_words_for_a_name_are_no_names(tiny: Artifact) -> None:
+async def test_a_placeholder_of_the_documentation_is_not_a_name(tiny: Artifact) -> None:
     api = interface(tiny)
     for path in ("/models/NETWORK", "/v2/models/tiny/versions/VERSION", "/models/NETWORK/load"):
         assert (await asked(api, "GET", path))[0] == 404
 
 
-async def test_an_outcome_is_counted_once_and_in_our_form_whatever_went_wrong(tiny: Artifact) -> None:
+async def test_an_outcome_is_counted_once_whatever_went_wrong(tiny: Artifact) -> None:
     def broken() -> dict[str, Any]:
         raise RuntimeError("broken")
 

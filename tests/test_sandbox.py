@@ -1,4 +1,4 @@
-"""The processes that decode what is costly: same pixels, held to their limits, alone in what befalls them."""
+"""The processes that decode costly images: same pixels, limits that hold, and failures that stay inside."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def child(of: Sandbox) -> psutil.Process:
 
 
 @pytest.mark.parametrize("name", ["PNG", "BMP", "GIF", "TIFF", "JPEG", "WEBP"])
-def test_the_pixels_are_those_of_this_process(one: Sandbox, name: str) -> None:
+def test_a_child_decodes_the_same_pixels_as_this_process(one: Sandbox, name: str) -> None:
     body = encoded(photograph(), name)
     for recipe in RECIPES:
         got = one.decode(body, name, recipe, LIMITS)
         assert np.array_equal(got, decode_here(body, name, recipe, LIMITS.pixels))
 
 
-def test_a_child_is_warm_small_and_knows_no_secret(one: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_is_warm_and_small_and_has_no_secret(one: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PODIUM_TOKEN", "secret")
     assert not one._idle, "an idle service has none"
     ask(one, encoded(photograph()))
@@ -69,14 +69,14 @@ def test_a_child_is_warm_small_and_knows_no_secret(one: Sandbox, monkeypatch: py
     assert process.nice() > psutil.Process().nice()
 
 
-def test_past_its_processor_time_an_image_fails_alone(one: Sandbox) -> None:
+def test_only_the_image_that_exceeds_its_processor_time_fails(one: Sandbox) -> None:
     ask(one, encoded(photograph()))
     before = child(one)
     with pytest.raises(TooLarge, match=r"more than the 100 ms of processor time allowed \(PODIUM_IMAGE_CPU_MS\)"):
         ask(one, run_lengths(4000, 8), Limits(20_000_000, 0.1))
     assert not before.is_running()
     assert ask(one, encoded(photograph())).shape == (32, 32, 3)
-    # Time that others took does not count.
+    # The time of other processes does not count.
     for _ in range(3):
         ask(one, encoded(photograph(), "TIFF"), Limits(20_000_000, 0.2))
 
@@ -92,7 +92,7 @@ def test_memory_past_its_limit_is_refused(one: Sandbox) -> None:
     assert ask(one, encoded(photograph()), limits).shape == (32, 32, 3)
 
 
-def test_what_a_library_says_is_in_the_error_and_not_in_the_log(
+def test_the_message_of_a_library_is_in_the_error_and_not_in_the_log(
     one: Sandbox, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(DamagedImage, match=r"^the TIFF image is damaged: .*\(.*\)$") as error:
@@ -119,7 +119,7 @@ DIE = BEGIN + "s.sendall(b'R'); s.recv(1); os.kill(os.getpid(), signal.{})"
         ("import sys; sys.exit(1)", InferenceFailed, "its log says why"),
     ],
 )
-def test_whatever_befalls_a_child_is_an_error_of_its_image(
+def test_whatever_happens_to_a_child_is_an_error_of_its_image(
     one: Sandbox, monkeypatch: pytest.MonkeyPatch, program: str, kind: type[RequestError], says: str
 ) -> None:
     good = sandbox.PROGRAM
@@ -132,7 +132,7 @@ def test_whatever_befalls_a_child_is_an_error_of_its_image(
     assert ask(one, encoded(photograph())).shape == (32, 32, 3)
 
 
-def test_where_no_process_can_be_started_an_image_is_to_come_back(
+def test_if_no_process_can_be_started_the_image_may_be_sent_again(
     one: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
@@ -151,7 +151,7 @@ def test_a_limit_on_the_servers_own_memory_holds_for_its_children() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_closing_ends_a_child_at_its_work(one: Sandbox) -> None:
+def test_closing_ends_a_child_that_is_decoding(one: Sandbox) -> None:
     outcome: list[BaseException] = []
 
     def decode() -> None:
@@ -200,7 +200,7 @@ def test_a_child_ends_with_a_server_that_is_killed(then: str) -> None:
     assert not orphan.is_running()
 
 
-def test_a_signal_to_every_process_of_the_service_spares_what_is_under_way(one: Sandbox) -> None:
+def test_a_signal_to_every_process_of_the_service_lets_requests_finish(one: Sandbox) -> None:
     ask(one, encoded(photograph()))
     process = child(one)
     for number in (signal.SIGTERM, signal.SIGINT):

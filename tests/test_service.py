@@ -1,4 +1,4 @@
-"""The service as its users meet it: `bentoml serve` in a process of its own, asked over a socket."""
+"""The running service: `bentoml serve` in a process of its own, asked over a socket."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_an_address_is_not_fetched(server: Server) -> None:
         (bytes(1_000_000), "/classify", "image/jpeg", 413),
     ],
 )
-def test_bad_requests_get_an_error_of_the_contracts_form(
+def test_bad_requests_get_an_error_in_the_documented_form(
     server: Server, body: bytes, path: str, kind: str, status: int
 ) -> None:
     got, answer = server.classify(body, path, kind)
@@ -166,7 +166,7 @@ def test_a_client_that_hangs_up_leaves_nothing_behind(server: Server) -> None:
             connection.putrequest("POST", "/classify")
             connection.putheader("Content-Length", str(len(jpeg())))
             connection.endheaders(sent)
-    # An answer to the whole one may be ready before its client is seen to be gone.
+    # The answer to the whole request may be ready before the service notices that its client has left.
     both = ({"client_gone": 2}, {"client_gone": 1, "ok": 1})
     end = time.monotonic() + PATIENCE
     while (found := counted() - before) not in both:
@@ -187,7 +187,7 @@ def test_sigterm_turns_readyz_503_and_answers_what_is_under_way(tiny: Artifact, 
         under_way.putheader("Content-Length", str(len(body)))
         under_way.endheaders()
         under_way.send(body[:100])
-        assert server.classify(body)[0] == 200  # so the half request before it has been seen
+        assert server.classify(body)[0] == 200  # so the half request before it has been read
         server.process.send_signal(signal.SIGTERM)
         server.until_ready(503)
         status, answer = server.classify(body)
@@ -209,7 +209,7 @@ def test_sigterm_turns_readyz_503_and_answers_what_is_under_way(tiny: Artifact, 
         ({"PODIUM_MODELS": "broken"}, "fp32.onnx has sha256"),
     ],
 )
-def test_a_start_that_cannot_be_fails_in_one_line(
+def test_an_impossible_start_fails_with_one_line(
     tiny: Artifact, tmp_path: Path, environment: dict[str, str], message: str
 ) -> None:
     if environment.get("PODIUM_MODELS") == "broken":
@@ -224,7 +224,7 @@ def test_a_start_that_cannot_be_fails_in_one_line(
 
 
 def vouched(artifact: Artifact, graph: bytes, **manifest: object) -> Artifact:
-    """`artifact` with other bytes for a graph, and a manifest that vouches for them."""
+    """`artifact` with other bytes as its graph, and a manifest that holds their checksum."""
     record = {**artifact.manifest["files"]["fp32.onnx"], "sha256": hashlib.sha256(graph).hexdigest()}
     files = {**artifact.manifest["files"], "fp32.onnx": record}
     for name, content in (
@@ -267,7 +267,7 @@ def test_a_defect_at_the_start_ends_the_server_with_its_traceback(tmp_path: Path
     bentoml.models.delete(artifact.tag)
 
 
-# Runs in every Python that is started with it in PYTHONPATH, and lets workers alone meet something.
+# Every Python that is started with it on PYTHONPATH runs it. It does something to workers only.
 IN_WORKERS = """
 import os, shutil, signal, sys
 if "_bentoml_impl.worker.service" in sys.orig_argv:
@@ -297,7 +297,7 @@ def test_a_worker_that_ends_before_it_is_ready_ends_the_server(tmp_path: Path, h
         bentoml.models.delete(artifact.tag)
 
 
-# A supervisor that looks for ended workers once an hour, and a worker that ends by itself at first.
+# A supervisor that looks for ended workers once an hour, and a worker that ends by itself the first time.
 SUPERVISOR = """
 import sys
 import click
@@ -321,14 +321,14 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_worker_that_ended_is_started_again_without_waiting_for_the_next_look(tmp_path: Path) -> None:
+def test_an_ended_worker_is_restarted_without_waiting_for_the_next_check(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SUPERVISOR, WORKER.format(seen=tmp_path / "seen")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, (tmp_path / "seen").exists()) == (0, True), done.stderr
 
 
 @pytest.mark.slow
-def test_a_worker_that_had_served_is_started_again(tmp_path: Path) -> None:
+def test_a_worker_that_ends_after_it_has_served_is_restarted(tmp_path: Path) -> None:
     artifact = save_tiny(tmp_path, "mortal")
 
     def kill(server: Server) -> None:
@@ -349,20 +349,20 @@ def test_a_worker_that_had_served_is_started_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "waitid"), reason="without waitid a worker has no pipe to its supervisor")
-def test_a_supervisor_that_is_killed_takes_its_worker_with_it(tiny: Artifact, tmp_path: Path) -> None:
+def test_a_worker_ends_when_its_supervisor_is_killed(tiny: Artifact, tmp_path: Path) -> None:
     with serve(tmp_path / "log", PODIUM_MODELS=tiny.tag) as server:
         [worker] = psutil.Process(server.process.pid).children()
         server.process.kill()
         server.process.wait(PATIENCE)
         worker.wait(PATIENCE)
-        # What the next start asks first.
+        # The next start checks this first.
         check_address("127.0.0.1", server.port)
         assert "the supervisor is gone" in server.log.read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "waitid"), reason="without waitid a worker has no pipe to its supervisor")
-def test_a_supervisor_that_is_killed_while_its_worker_starts(tiny: Artifact, tmp_path: Path) -> None:
+def test_a_worker_ends_when_its_supervisor_is_killed_during_the_start(tiny: Artifact, tmp_path: Path) -> None:
     hook = tmp_path / "sitecustomize.py"
     hook.write_text(IN_WORKERS.format(happens="os.kill(os.getppid(), signal.SIGKILL)"))
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -396,7 +396,7 @@ def test_a_misspelt_setting_is_named_at_the_start(tiny: Artifact, tmp_path: Path
     assert "did you mean PODIUM_MAX_BATCH?" in lines[0]
 
 
-def test_a_port_that_is_taken_is_told_in_one_line(tiny: Artifact) -> None:
+def test_a_port_in_use_is_reported_in_one_line(tiny: Artifact) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -420,7 +420,7 @@ def test_a_bento_serves_its_own_models_from_an_empty_folder(tmp_path: Path) -> N
     assert not list(Path(bento.path).glob("src/tests")) and not list(Path(bento.path).rglob("*.safetensors"))
     assert save_tiny(tmp_path, "carried").version != built_with.version
 
-    # Through one file into a store that holds nothing else, and served from a folder that holds nothing at all.
+    # Exported to one file, imported into an empty store, and served from an empty folder.
     file, home, empty = tmp_path / "podium.bento", tmp_path / "home", tmp_path / "empty"
     home.mkdir()
     empty.mkdir()
@@ -437,18 +437,18 @@ def test_a_bento_serves_its_own_models_from_an_empty_folder(tmp_path: Path) -> N
             assert json.loads(server.ask("GET", "/ui/results.json")[1]) == {"results": None}
 
 
-async def test_the_method_answers_in_process_too(
+async def test_the_service_method_answers_in_process_too(
     tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PODIUM_MODELS", tiny.tag)
     service = importlib.import_module("service")
-    monkeypatch.setattr(service, "drain_before_exit", lambda serving: None)  # it takes the process's signals
+    monkeypatch.setattr(service, "drain_before_exit", lambda serving: None)  # it installs signal handlers
     photograph = tmp_path / "photograph.jpg"
     photograph.write_bytes(jpeg())
     try:
         podium = service.Podium()
         await podium.start()
-        assert gc.get_freeze_count() > 10_000  # a full collection passes over what the imports made
+        assert gc.get_freeze_count() > 10_000  # a full collection skips what the imports created
         answer = await podium.classify(image=photograph, top_k=1)
         assert answer["model"] == "tiny" and len(answer["predictions"]) == 1
         await podium.stop()
@@ -458,8 +458,8 @@ async def test_the_method_answers_in_process_too(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "images").is_dir(), reason="the labelled photographs of ../shared are not here")
-def test_over_http_every_photograph_gets_pytorchs_answer(efficientnet_lite0: Artifact, tmp_path: Path) -> None:
-    """From the file to the answer with trained weights: no step between may change what the network says."""
+def test_every_photograph_gets_pytorchs_answer_over_http(efficientnet_lite0: Artifact, tmp_path: Path) -> None:
+    """From the file to the answer with trained weights: no step may change what the network answers."""
     import torch
 
     from examples.efficientnet_lite0 import network

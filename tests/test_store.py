@@ -1,4 +1,4 @@
-"""The store: what an export depends on, what a name means, and what is said of it."""
+"""The store: what an export depends on, which version a name means, and what lists and logs say."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from serving.settings import artifacts as served
 from tests.conftest import ROOT, export, save_tiny, tiny_onnx
 
 DIGITS = ROOT / "examples" / "digits"
-QUICK = ("--engine", "onnxruntime")  # where it is not the engines that a test is about
+QUICK = ("--engine", "onnxruntime")  # for tests that are not about the engines
 
 
 # --- what an export depends on ----------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ def rooms(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_file_of_the_two_rooms_is_in_the_fingerprint_or_named_as_outside(rooms: Path) -> None:
+def test_every_file_of_models_and_export_is_in_the_fingerprint_or_listed_as_outside_it(rooms: Path) -> None:
     files = {path.relative_to(rooms).as_posix() for room in ("export", "models") for path in rooms.glob(f"{room}/*.py")}
     files |= {"serving/images.py"}  # what calibration and parity see
     before = store.code(rooms)
@@ -55,9 +55,9 @@ def test_every_file_of_the_two_rooms_is_in_the_fingerprint_or_named_as_outside(r
         (rooms / name).write_bytes(text)
 
 
-def test_a_new_file_is_in_the_fingerprint_under_whichever_name(rooms: Path) -> None:
+def test_a_new_file_is_in_the_fingerprint_whatever_its_name(rooms: Path) -> None:
     marks = [store.code(rooms)]
-    for name in ("export/weights.py", "models/quantize.py"):  # each the name of a file in the other room
+    for name in ("export/weights.py", "models/quantize.py"):  # each is the name of a file in the other package
         (rooms / name).write_text("new\n")
         marks.append(store.code(rooms))
         assert len(marks[-1]) == len(marks[-2]) + 1
@@ -69,7 +69,7 @@ def lenet5() -> Network:
 
 
 def by_class(folder: Path, shift: int = 0) -> Path:
-    """The example digits, one folder for each; with `shift`, in folders that are wrong by so much."""
+    """The example digits, one folder for each class; `shift` moves them into wrong folders, that many classes away."""
     for path in DIGITS.glob("*.png"):
         place = folder / str((int(path.stem) + shift) % 10)
         place.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def test_photographs_are_known_by_their_contents_and_classes(lenet5: Network, tm
         mark(calibration=one, images=by_class(tmp_path / "wrong", 1)),
     ]
     original = (one / "7.png").read_bytes()
-    (one / "7.png").write_bytes(original[:-1] + bytes([original[-1] ^ 1]))  # as many bytes as before
+    (one / "7.png").write_bytes(original[:-1] + bytes([original[-1] ^ 1]))  # the same number of bytes
     marks.append(mark(calibration=one, images=one))
     assert marks[3] == before, "what calibrates needs no label"
     del marks[3]
@@ -118,7 +118,7 @@ def test_the_examples_are_known_by_their_contents_too(lenet5: Network, monkeypat
     assert images(lenet5, ("fp32",)).fingerprint() != before
 
 
-def test_whatever_is_asked_for_is_in_the_fingerprint(
+def test_every_option_is_in_the_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     marks = []
@@ -145,7 +145,7 @@ def test_whatever_is_asked_for_is_in_the_fingerprint(
     assert export("lenet5") == 1 and marks[-1] == marks[0]
 
 
-def test_a_changed_module_of_ones_own_is_exported_again(tmp_path: Path) -> None:
+def test_a_changed_module_of_the_users_is_exported_again(tmp_path: Path) -> None:
     text = """
 import torch
 
@@ -173,7 +173,7 @@ def changing():
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_name_means_its_newest_trained_version_else_its_newest(seed: int, tmp_path: Path) -> None:
+def test_a_name_means_its_newest_trained_version_or_else_its_newest(seed: int, tmp_path: Path) -> None:
     draw = random.Random(seed)
     names = [f"name{seed}{letter}" for letter in "abc"]
     made: dict[str, list[Artifact]] = {}
@@ -188,12 +188,12 @@ def test_a_name_means_its_newest_trained_version_else_its_newest(seed: int, tmp_
         assert [find(a.tag).tag for a in versions] == [a.tag for a in versions], "a version is that version"
     assert [a.tag for a in served(tuple(meant), tmp_path)] == list(meant.values())
     listed = [a for a in store.artifacts() if a.network in meant]
-    assert {a.network: a.tag for a in reversed(listed)} == meant, "of each name it is listed first"
+    assert {a.network: a.tag for a in reversed(listed)} == meant, "the default version of each name is listed first"
     assert len(listed) == sum(map(len, made.values()))
     assert {tag for tag in defaults() if tag.split(":")[0] in meant} == set(meant.values())
     assert {a.tag for a in chosen(Namespace(models=None, set=None)) if a.network in meant} == set(meant.values())
     kinds = [find(tag).weights != "untrained" for tag in defaults()]
-    assert kinds == sorted(kinds, reverse=True), "what answers if nothing is named is trained, if anything is"
+    assert kinds == sorted(kinds, reverse=True), "the default is trained if any version is"
 
 
 def test_an_untrained_export_is_kept_beside_the_trained_one() -> None:
@@ -207,7 +207,7 @@ def test_an_untrained_export_is_kept_beside_the_trained_one() -> None:
     assert len(versions) == 2, "the second time it is unchanged"
 
 
-def test_what_is_not_there_is_named() -> None:
+def test_a_tag_that_does_not_exist_is_named() -> None:
     for tag in ("nothing", "nothing:latest", "nothing:v1", "no/thing!", ""):
         with pytest.raises(ArtifactError, match="no exported model is called"):
             find(tag)
@@ -252,7 +252,7 @@ def test_a_name_may_be_the_networks_own(tmp_path: Path) -> None:
         (["--module", "examples/efficientnet_lite0.py:network", "--name", "vgg16"], "this is a network of your own"),
     ],
 )
-def test_what_is_no_name_is_refused(argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_name_is_refused(argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(*argv) == 2
     err = capsys.readouterr().err
     assert complaint in err and err.count("\n") == 1

@@ -1,7 +1,7 @@
-"""Versions swapped and unloaded at every point of a request: whichever model's scores it gets, the answer says so.
+"""Versions swapped and unloaded at every point of a request: the answer always names the model that gave the scores.
 
-The engine, the queue and the store are fakes, and every wait is one turn of the event loop. So a case is decided by how
-many turns the swap begins after the request, and all of them are tried.
+The engine, the queue and the store are fakes, and every wait is one turn of the event loop. So a case is fixed by how
+many turns after the request the swap begins, and every number of turns is tried.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from serving.settings import Settings
 from tests.fakes.interface import END, behind, part
 from tests.fakes.pictures import jpeg
 
-CLASSES = {"old": 1, "new": 2}  # the class that each version gives the most
+CLASSES = {"old": 1, "new": 2}  # the class that each version scores highest
 SIDE = 4
 TURNS = 40
 
@@ -56,7 +56,7 @@ class Engine:
 
 
 class Queue:
-    """A batcher that answers each image after two turns of the loop, with scores that tell its version."""
+    """A batcher that answers each image after two turns of the loop, with scores that identify its version."""
 
     def __init__(self, version: str, engine: Engine) -> None:
         self.engine, self.accepted, self.closing = engine, 0, False
@@ -150,7 +150,7 @@ REQUESTS: dict[str, tuple[str, bytes, list[tuple[bytes, bytes]]]] = {
 
 
 async def ask(api: Api, name: str) -> tuple[int, Any]:
-    """The status and the answer of one request, whose body comes in three pieces, a turn apart."""
+    """The status and the answer of one request, whose body arrives in three pieces, one turn apart."""
     path, body, headers = REQUESTS[name]
     path, _, query = path.partition("?")
     third = len(body) // 3 + 1
@@ -173,7 +173,7 @@ async def ask(api: Api, name: str) -> tuple[int, Any]:
     return start["status"], json.loads(b"".join(message["body"] for message in bodies))
 
 
-# What must hold
+# What must always hold
 
 
 def is_of_one_model(answer: dict[str, Any]) -> None:
@@ -183,7 +183,7 @@ def is_of_one_model(answer: dict[str, Any]) -> None:
 
 
 def check(name: str, status: int, answer: Any, *, swaps_alone: bool) -> None:
-    """`swaps_alone`: the network was there all the time, in one version or another."""
+    """`swaps_alone`: some version of the network was loaded all the time."""
     path = REQUESTS[name][0]
     if status != 200:
         assert status == 404, (name, status, answer)
@@ -211,7 +211,7 @@ SWAP, BACK, UNLOAD = ("load", "new"), ("load", "old"), ("unload", "")
 
 
 async def act(serving: Serving, actions: list[tuple[int, Action]]) -> None:
-    """Each action the number of turns after the one before it began."""
+    """Start each action the given number of turns after the previous one."""
     begun = []
     for turns, (kind, version) in actions:
         for _ in range(turns):
@@ -223,7 +223,7 @@ async def act(serving: Serving, actions: list[tuple[int, Action]]) -> None:
 
 
 async def play(api: Api, names: list[tuple[int, str]], actions: list[tuple[int, Action]]) -> list[tuple[int, Any]]:
-    """The answers of the requests, each begun after its turns, with the old version loaded at first."""
+    """The answers of the requests. Each starts after its turns; the old version is loaded at first."""
     serving = api.serving
     serving.models.clear()
     serving.models["net"] = model(artifact("old"), Engine(), 8)
@@ -239,7 +239,7 @@ async def play(api: Api, names: list[tuple[int, str]], actions: list[tuple[int, 
         if changes.done() and all(task.done() for task in tasks):
             break
         await asyncio.sleep(0)
-    assert changes.done() and all(task.done() for task in tasks), "a request or a swap waits for ever"
+    assert changes.done() and all(task.done() for task in tasks), "a request or a swap waits forever"
     await changes
     assert all(not model.batcher.accepted for model in serving.models.values())
     return [task.result() for task in tasks]
@@ -253,7 +253,7 @@ async def test_a_swap_at_any_turn_of_a_request(name: str) -> None:
             [(status, answer)] = await play(api, [(5, name)], actions)
             check(name, status, answer, swaps_alone=actions[0][1] == SWAP)
             outcomes.add("new" in json.dumps(answer) if status == 200 else status)
-    assert len(outcomes) >= 2, "the turns did not reach from before the look-up to after it"
+    assert len(outcomes) >= 2, "all swaps came before the look-up of the model, or all after it"
 
 
 @pytest.mark.parametrize("name", REQUESTS)

@@ -1,4 +1,4 @@
-"""Plans, built for real by TensorRT-RTX, which needs no GPU to build; what only `tensorrt` does runs on its builder."""
+"""Plans built by the real TensorRT-RTX, which needs no GPU to build; what only `tensorrt` does runs on its builder."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_the_precision_of_the_graph_is_proven(
         ("int8", 3, "fp16", "3 int8"),
     ],
 )
-def test_another_precision_than_the_graph_has_is_refused_and_nothing_is_written(
+def test_a_precision_that_the_graph_does_not_have_is_refused_and_nothing_is_written(
     graph: str, quantized: int, asked: str, has: str, tmp_path: Path
 ) -> None:
     path = conv_onnx(tmp_path / "a.onnx", graph, quantized=quantized)
@@ -206,7 +206,7 @@ def test_buckets_are_powers_of_two_up_to_the_largest_batch(max_batch: int, bucke
 # --- what cannot be built ---------------------------------------------------------------------------------------------
 
 
-def test_everything_that_the_parser_refuses_is_told_at_once(tmp_path: Path) -> None:
+def test_everything_that_the_parser_refuses_is_reported_at_once(tmp_path: Path) -> None:
     path = conv_onnx(tmp_path / "a.onnx")
     model = onnx.load(path)
     model.opset_import.append(helper.make_opsetid("elsewhere", 1))
@@ -225,7 +225,7 @@ def test_asymmetric_activations_are_refused_with_the_parsers_reason(tmp_path: Pa
         build_plan(path, tmp_path / "a.plan", "tensorrt-rtx", "int8", SHAPE, (1,))
 
 
-def test_what_is_no_onnx_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_onnx_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"no model")
     with pytest.raises(Failure, match=r"cannot read a\.onnx: the file: .*parse"):
         build_plan(tmp_path / "a.onnx", tmp_path / "a.plan", "tensorrt-rtx", "fp32", SHAPE)
@@ -267,7 +267,7 @@ def test_a_build_that_fails_gives_the_builders_reason(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
-def test_an_engine_that_is_missing_is_told_in_two_lines(
+def test_a_missing_engine_is_reported_in_two_lines(
     engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, trt.MODULES[engine], None)
@@ -281,7 +281,7 @@ def test_an_engine_that_is_missing_is_told_in_two_lines(
 
 
 class Shown:
-    """What a progress bar was told."""
+    """Records what a progress bar is told."""
 
     def __init__(self, description: str, total: float | None = None) -> None:
         self.total, self.amounts, self.descriptions = total, [], [description]
@@ -334,7 +334,7 @@ def test_an_interrupted_build_stops_and_leaves_nothing(
     assert build_plan(graph, tmp_path / "a.plan", "tensorrt-rtx", "fp32", SHAPE, (1,)).layers == {"fp32": 3}
 
 
-# --- what only tensorrt does, on TensorRT-RTX's builder and with a GPU that is said to be there ----------------------
+# --- what only tensorrt does, on TensorRT-RTX's builder and with a fake GPU -------------------------------------------
 
 INSPECTED = json.dumps(
     {"Layers": [{"Name": "conv", "Outputs": [{"Name": "x", "Format": "Row major linear", "DataType": "Half"}]}]}
@@ -342,7 +342,7 @@ INSPECTED = json.dumps(
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> types.ModuleType:
-    """tensorrt_rtx under `name`, with some of it replaced."""
+    """The module tensorrt_rtx under `name`, with some attributes replaced."""
     module = types.ModuleType(name)
     vars(module).update({key: value for key, value in vars(rtx).items() if key[:2] != "__"})
     vars(module).update({"__version__": rtx.__version__} | changes)
@@ -351,7 +351,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> type
 
 
 class Config:
-    """A builder's config whose timing cache is plain bytes."""
+    """A builder config whose timing cache is plain bytes."""
 
     def __init__(self, real: Any, log: dict[str, Any]) -> None:
         object.__setattr__(self, "real", real)
@@ -377,7 +377,7 @@ class Config:
 
 @pytest.fixture
 def tensorrt(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A machine with `tensorrt` and a GPU; what was asked of them."""
+    """A fake machine with `tensorrt` and a GPU, which records the calls to them."""
     log: dict[str, Any] = {"caches": [], "inspected": INSPECTED, "opened": True}
 
     class Builder:
@@ -465,7 +465,7 @@ def test_a_plan_whose_inspector_contradicts_it_is_not_written(tensorrt: dict[str
     assert not (tmp_path / "a.plan").exists()
     tensorrt.update(opened=True, inspected='{"Layers": ["conv"]}')
     made = build_plan(graph, tmp_path / "a.plan", "tensorrt", "fp16", SHAPE, (1,))
-    assert made.engine_layers is None, "an inspector that names no types proves nothing"
+    assert made.engine_layers is None, "if the inspector names no types, nothing is proven"
 
 
 def test_tensorrt_needs_the_gpu_to_build_on(
@@ -476,7 +476,7 @@ def test_tensorrt_needs_the_gpu_to_build_on(
         build_plan(conv_onnx(tmp_path / "a.onnx"), tmp_path / "a.plan", "tensorrt", "fp32", SHAPE)
 
 
-def test_the_inspectors_words_for_types_are_understood() -> None:
+def test_the_inspectors_names_of_types_are_understood() -> None:
     layers = [
         {"Outputs": [{"Format/Datatype": "Channel major FP16 format where C % 8 == 0"}]},
         {"Outputs": [{"Datatype": "Half", "Format": "Row major linear"}]},

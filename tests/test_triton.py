@@ -22,7 +22,7 @@ PLAN = {"buckets": [1, 2, 4], "any_batch": 3, "input": "image", "output": "proba
 
 @pytest.fixture(scope="module")
 def schema() -> Any:
-    """model_config_pb2 by its path: importing it as part of its package would ask for grpcio."""
+    """model_config_pb2 by its path: importing it as part of its package would require grpcio."""
     package = importlib.util.find_spec("tritonclient")
     if package is None or not package.submodule_search_locations:
         pytest.skip("tritonclient is not installed")
@@ -80,7 +80,7 @@ def test_an_onnx_artifact_is_served_as_its_graph_and_manifest_say(schema: Any, t
     assert (made.engine, made.precision) == ("onnxruntime", "fp32")
 
 
-def test_the_command_mounts_the_repository_and_asks_for_gpus_only_on_one(tiny: Artifact, tmp_path: Path) -> None:
+def test_the_command_mounts_the_repository_and_requests_gpus_only_for_a_gpu(tiny: Artifact, tmp_path: Path) -> None:
     cpu = write_repository(tiny, tmp_path / "with space").command
     assert f"'{tmp_path}/with space:/models:ro'" in cpu
     assert cpu.endswith("tritonserver --model-repository /models")
@@ -150,7 +150,7 @@ def test_a_second_network_joins_and_a_second_version_replaces(schema: Any, tiny:
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".podium-")] == []
 
 
-def test_a_folder_that_is_not_ours_is_left_alone(tiny: Artifact, tmp_path: Path) -> None:
+def test_a_folder_that_we_did_not_write_is_left_alone(tiny: Artifact, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(Failure, match="no repository of ours"):
         write_repository(tiny, tmp_path)
@@ -176,7 +176,7 @@ def test_what_triton_cannot_run_is_refused(
     assert not (tmp_path / "models").exists()
 
 
-def test_a_changed_file_is_not_handed_on(tmp_path: Path) -> None:
+def test_a_changed_file_is_not_exported(tmp_path: Path) -> None:
     artifact = save_tiny(tmp_path, "changed")
     copied = tmp_path / "copy"
     shutil.copytree(artifact.folder, copied)

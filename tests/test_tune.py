@@ -1,4 +1,4 @@
-"""Tuning within its budget, on a clock of its own; and what is taken where nothing was measured."""
+"""Tuning within its budget, on a simulated clock; and the engine that is chosen if nothing was measured."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def times(milliseconds: float, best: tuple[str, str, int], gain: float = 2.0) ->
 
 
 @pytest.mark.parametrize("best", [(*side, threads) for side in SIDES for threads in (1, 4)])
-def test_of_a_small_network_every_candidate_is_measured_and_the_fastest_chosen(
+def test_every_candidate_of_a_small_network_is_measured_and_the_fastest_chosen(
     best: tuple[str, str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(times(0.5, best))
@@ -68,7 +68,7 @@ def test_of_a_small_network_every_candidate_is_measured_and_the_fastest_chosen(
     assert tuple(tuning["choice"].values()) == best
     assert {(r["engine"], r["precision"], r["threads"]) for r in tuning["rows"]} == set(machine.ms)
     assert not tuning["left_out"]
-    assert len(machine.opened) == len(machine.ms), "once the others are hopeless there is nothing left to find out"
+    assert len(machine.opened) == len(machine.ms), "once the others cannot win, no more needs to be measured"
 
 
 def test_close_ones_are_measured_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_close_ones_are_measured_in_rounds(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("milliseconds", [10, 100, 1000, 10_000])
-def test_of_a_large_network_the_likeliest_are_measured_within_the_budget(
+def test_the_likeliest_candidates_of_a_large_network_are_measured_within_the_budget(
     milliseconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(times(milliseconds, ("onnxruntime", "fp32", 1), 1.1), opening_s=1.0)
@@ -95,7 +95,7 @@ def test_of_a_large_network_the_likeliest_are_measured_within_the_budget(
     assert all(len([r for r in tuning["rows"] if r["threads"] == t]) % 2 == 0 for t in (1, 4)), "a row for each batch"
 
 
-def test_where_there_is_nothing_to_choose_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_candidate_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "cores", lambda: 1)
     assert tune.tune("net", {}, (4, 4, 3), 8) is None
     assert tune.tune("net", {SIDES[0]: Path("none")}, (4, 4, 3), 8) is None
@@ -118,7 +118,7 @@ def test_an_export_tunes_unless_it_is_told_not_to(
     assert choose(find("tuned")) == tuple(tuning["choice"].values())
     assert main(argv) == 0
     assert "unchanged, kept" in capsys.readouterr().out
-    # What was measured under another quota does not hold under this one, so it is measured again.
+    # A measurement under another quota does not hold under this one, so tuning measures again.
     versions = [find("tuned").version]
     for count, option in ((3, "--tune"), (3, "--no-tune"), (2, "--no-tune")):
         monkeypatch.setattr(runtime, "cores", lambda count=count: count)
@@ -128,7 +128,7 @@ def test_an_export_tunes_unless_it_is_told_not_to(
     assert versions[3] == versions[2] and "tuning" not in find("tuned").manifest, "untuned, it holds for every quota"
 
 
-# --- what is taken where nothing was measured -------------------------------------------------------------------------
+# --- the choice if nothing was measured -------------------------------------------------------------------------------
 
 
 def artifact(*sides: tuple[str, str], **plan: Any) -> Artifact:
@@ -147,7 +147,7 @@ ALL = (
 
 
 def expected(sides: tuple[tuple[str, str], ...]) -> tuple[str, str]:
-    """By the words of the rule: a GPU, then the lower precision, then the engine."""
+    """The choice by the rule: a GPU first, then the lower precision, then the engine."""
     order = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime")
     for on_gpu in (True, False):
         for precision in ("int8", "fp16", "fp32"):
@@ -157,7 +157,7 @@ def expected(sides: tuple[tuple[str, str], ...]) -> tuple[str, str]:
     raise AssertionError
 
 
-def test_the_first_choice_does_not_depend_on_the_manifests_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choice_does_not_depend_on_the_order_of_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_loads_here", lambda *_: True)
     random = np.random.default_rng(0)
     for count in range(1, len(ALL) + 1):
@@ -170,7 +170,7 @@ def test_the_first_choice_does_not_depend_on_the_manifests_order(monkeypatch: py
                 assert choose(artifact(*shuffled))[:2] == expected(fitting)
 
 
-def test_a_gpu_comes_before_what_was_measured_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_preferred_to_what_was_measured_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     one = artifact(("openvino", "int8"), ("onnxruntime-cuda", "fp32"))
     row = {"engine": "openvino", "precision": "int8", "threads": 3, "batch": 1, "latency_ms": 1.0}
     one.manifest["tuning"] = {"cpu": runtime.cpu_model(), "cores": runtime.cores(), "rows": [row]}
@@ -180,7 +180,7 @@ def test_a_gpu_comes_before_what_was_measured_on_the_processor(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("engine", PLAN_ENGINES)
-def test_a_plan_for_another_gpu_is_not_taken_by_itself(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_for_another_gpu_is_never_chosen_automatically(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
     from serving.trt import Gpu

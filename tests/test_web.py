@@ -1,4 +1,4 @@
-"""The page as its viewers meet it: in a real browser, from a real service."""
+"""The page in a real browser, served by a real service."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from tests.fakes.viewer import CAT, SEVEN, Viewer, card, choose, draw, measured,
 TABS = ("picture", "digit", "time")
 WIDTHS = {"phone": (360, 740), "laptop": (1280, 800), "projector": (1920, 1080)}
 
-# A label, and a file's name, that would run if either were ever taken for markup.
+# As a label or the name of a file: it would run if the page ever inserted it as markup.
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
 MOST_BYTES = 200_000
 
 
-# What the browser looks at
+# What the browser opens
 
 
 def save_hostile(folder: Path) -> Artifact:
-    """A network that was never trained, and whose labels are markup."""
+    """An untrained network whose labels are markup."""
     untrained = {"kind": "untrained", "origin": "seed 0", "sha256": None, "license": None}
     manifest = manifest_of("hostile", untrained, Preprocess(resize=36, crop=32), 10, max_batch=64)
     manifest["files"] = {"fp32.onnx": {"engines": ["onnxruntime", "openvino"], "precision": "fp32"}}
@@ -48,7 +48,7 @@ def save_hostile(folder: Path) -> Artifact:
 def page_server(
     lenet5: Artifact, efficientnet_lite0: Artifact, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """A service with a trained network, one that was never trained, and one for digits."""
+    """A service with a trained network, an untrained one, and one for digits."""
     folder = tmp_path_factory.mktemp("web")
     hostile = save_hostile(folder)
     models = ",".join(artifact.tag for artifact in (efficientnet_lite0, hostile, lenet5))
@@ -59,7 +59,7 @@ def page_server(
 
 @pytest.fixture(scope="module")
 def locked(tiny: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A service that asks for a token."""
+    """A service that requires a token."""
     log = tmp_path_factory.mktemp("locked") / "log"
     with serve(log, PODIUM_MODELS=tiny.tag, PODIUM_TOKEN="opensesame") as running:
         yield running
@@ -75,7 +75,7 @@ def viewer(browser: Browser, page_server: Server) -> Iterator[Viewer]:
 # A picture
 
 
-def test_a_chosen_cat_is_named_by_every_network_side_by_side(viewer: Viewer) -> None:
+def test_every_network_classifies_a_chosen_picture_side_by_side(viewer: Viewer) -> None:
     page = viewer.open()
     expect(card(page, "hostile")).to_contain_text("untrained")
     with page.expect_request("**/compare") as asked:
@@ -93,7 +93,7 @@ def test_a_chosen_cat_is_named_by_every_network_side_by_side(viewer: Viewer) -> 
     expect(page.locator("#cards article")).to_have_count(2)
 
 
-def test_a_sample_pasted_and_dropped_pictures_are_taken_too(viewer: Viewer) -> None:
+def test_samples_and_pasted_and_dropped_pictures_are_classified_too(viewer: Viewer) -> None:
     page = viewer.open()
     page.get_by_role("button", name="Cat").click()
     expect(page.locator("#verdict h2")).to_have_text("Egyptian cat")
@@ -132,11 +132,11 @@ def test_a_broken_file_gets_a_sentence(viewer: Viewer, body: bytes, kind: str, s
     choose(page)
     expect(page.locator("#verdict h2")).to_have_text("Egyptian cat")
     expect(alert).to_have_count(0)
-    # The browser's own remark on a status of 400 and above.
+    # The browser's own message about a status of 400 and above.
     viewer.complaints = [said for said in viewer.complaints if "Failed to load resource" not in said]
 
 
-def test_an_overloaded_service_is_asked_again_on_request(browser: Browser, page_server: Server) -> None:
+def test_the_viewer_can_ask_an_overloaded_service_again(browser: Browser, page_server: Server) -> None:
     viewer = Viewer(browser, page_server.url)
     error = {"error": {"code": "overloaded", "message": "64 images wait"}}
     viewer.answer("**/compare", error, 429, {"retry-after": "3"})
@@ -150,7 +150,7 @@ def test_an_overloaded_service_is_asked_again_on_request(browser: Browser, page_
     viewer.close(allowed="429")
 
 
-def test_agreement_and_disagreement_are_said_and_seen(viewer: Viewer) -> None:
+def test_agreement_and_disagreement_are_stated_and_shown(viewer: Viewer) -> None:
     three = {"a": said("a", "lynx", 0.5), "b": said("b", "lynx", 0.7, 2), "c": said("c", "tiger", 0.9, 9)}
     viewer.answer("**/compare", {"results": {**three, "d": said("d", "boat", weights="untrained")}})
     page = viewer.open()
@@ -175,7 +175,7 @@ def test_agreement_and_disagreement_are_said_and_seen(viewer: Viewer) -> None:
     expect(card(page, "a")).to_contain_text("lynx")
 
 
-def test_the_commands_shown_do_the_same(viewer: Viewer, tmp_path: Path) -> None:
+def test_the_commands_that_the_page_shows_give_the_same_answer(viewer: Viewer, tmp_path: Path) -> None:
     page = viewer.open()
     name = "it's a cat $(touch owned).jpg"
     (tmp_path / name).write_bytes(CAT.read_bytes())
@@ -195,11 +195,11 @@ def test_the_commands_shown_do_the_same(viewer: Viewer, tmp_path: Path) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == curl
 
 
-# What is hostile, and what is kept
+# Hostile content, and what the browser keeps
 
 
 @pytest.mark.parametrize("name", [HOSTILE.replace("/", "") + ".jpg", "cat\u202egpj.exe", "a\nb.jpg", "-o.jpg", "--"])
-def test_no_name_and_no_label_runs(viewer: Viewer, name: str) -> None:
+def test_markup_in_a_name_or_a_label_never_runs(viewer: Viewer, name: str) -> None:
     page = viewer.open()
     choose(page, name)
     expect(card(page, "hostile").locator(".bars .label").first).to_contain_text(HOSTILE)
@@ -234,7 +234,7 @@ def test_inline_scripts_and_other_hosts_are_refused_by_the_policy(browser: Brows
     viewer.close(allowed="Content Security Policy")
 
 
-def test_a_token_is_asked_for_and_kept_in_memory_only(browser: Browser, locked: Server) -> None:
+def test_the_page_asks_for_a_token_and_keeps_it_in_memory_only(browser: Browser, locked: Server) -> None:
     viewer = Viewer(browser, locked.url)
     page = viewer.open()
     field = page.get_by_label("This service asks for its token")
@@ -321,7 +321,7 @@ def test_everything_can_be_done_with_the_keyboard_alone(viewer: Viewer) -> None:
 
 
 def serious(page: Page) -> list[str]:
-    """What axe-core finds that is serious or critical, each with the elements it concerns."""
+    """The serious and critical findings of axe-core, each with its elements."""
     report = Axe().run(page).response
     assert len(report["passes"]) > 10
     return [
@@ -332,7 +332,7 @@ def serious(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious_in_any_state(browser: Browser, page_server: Server, scheme: Any) -> None:
+def test_axe_finds_no_serious_fault_in_any_state(browser: Browser, page_server: Server, scheme: Any) -> None:
     viewer = Viewer(browser, page_server.url, color_scheme=scheme)
     page = viewer.open()
     expect(card(page, "hostile")).to_be_visible()
@@ -402,7 +402,7 @@ def test_a_result_file_is_shown_and_live_numbers_on_request(viewer: Viewer) -> N
     expect(shown).to_be_hidden()
 
 
-def test_power_that_was_not_measured_is_said_so(viewer: Viewer) -> None:
+def test_the_page_says_that_power_was_not_measured(viewer: Viewer) -> None:
     document = measured()
     for record in document["records"]:
         record["power"] = {"source": "none", "reason": "this machine has no counter", "joules_per_image": None}
@@ -422,7 +422,7 @@ def test_without_a_result_file_the_numbers_are_live(viewer: Viewer, page_server:
     answered = int(row.locator("td").first.text_content() or "")
     assert answered >= 3
     page_server.classify(CAT.read_bytes())
-    expect(row.locator("td").first).to_have_text(str(answered + 1))  # without the viewer doing anything
+    expect(row.locator("td").first).to_have_text(str(answered + 1))  # without any action by the viewer
 
 
 def test_watts_and_quantiles_come_from_the_metrics(viewer: Viewer) -> None:

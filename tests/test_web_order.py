@@ -1,6 +1,6 @@
-"""The page, if an answer comes before or after what its viewer does: every order, one at a time.
+"""The page when an answer comes before or after what its viewer does: every order, one at a time.
 
-The service is played by the test, which holds each answer back until it is that answer's turn.
+The test plays the service. It holds each answer back until that answer's turn.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from tests.fakes.viewer import SEVEN, card, choose, draw, measured, said
 
 URL = "http://podium.test"
 FILES = {path: file for path, file in pages.files().items() if isinstance(file, pages.File)}
-PATIENCE = 60.0  # seconds until a request that never comes is a failure
+PATIENCE = 60.0  # seconds to wait for a request before the test fails
 
-# Counts the drawings that became a PNG, and keeps a response's JSON back while `held` is set.
+# Counts the drawings that became a PNG, and holds back the JSON of a response while `held` is set.
 INSTRUMENTS = """
 window.drawings = 0;
 const toBlob = HTMLCanvasElement.prototype.toBlob;
@@ -52,7 +52,7 @@ RETRY = {"error": {"code": "overloaded", "message": "64 images wait"}}
 
 
 class Stage:
-    """A tab of the browser, and the requests of the service that it waits for."""
+    """A tab of the browser, and its requests that the service has not answered yet."""
 
     def __init__(self, browser: Browser) -> None:
         self.context = browser.new_context(reduced_motion="reduce")
@@ -76,18 +76,18 @@ class Stage:
         return self.page
 
     def asked(self, path: str) -> Route:
-        """The oldest request of `path` that has no answer yet, once there is one."""
+        """Wait for a request of `path` without an answer, and return the oldest."""
         end = monotonic() + PATIENCE
         while monotonic() < end:
             for route in self.waiting:
                 if urlsplit(route.request.url).path == path:
                     self.waiting.remove(route)
                     return route
-            self.page.evaluate("0")  # lets what the browser has to say arrive
+            self.page.evaluate("0")  # lets messages from the browser arrive
         pytest.fail(f"{path} is not asked for; only {[route.request.url for route in self.waiting]}")
 
     def idle(self) -> bool:
-        """Whether the page waits for nothing, once it has done all that it has begun."""
+        """Let the page finish what it has begun; whether it then waits for no answer."""
         self.page.evaluate("new Promise((done) => setTimeout(() => setTimeout(done)))")
         return not self.waiting
 
@@ -126,7 +126,7 @@ def test_a_digit_drawn_before_the_networks_are_known_is_read(stage: Stage) -> No
     page = stage.open("digit")
     held = stage.asked("/models")
     stage.drawn(1)
-    assert stage.idle()  # nobody can be asked yet
+    assert stage.idle()  # there is no network to ask yet
     expect(page.locator("#digit-answer")).to_have_text("Asking the networks …")
     give(held, {"models": [RESNET, LENET]})
     stage.read("7")
@@ -147,14 +147,14 @@ def test_a_digit_cleared_before_the_networks_are_known_is_not_sent(stage: Stage)
     held = stage.asked("/models")
     stage.drawn(1)
     page.get_by_role("button", name="Clear").click()
-    expect(page.locator("#digit-answer")).to_have_text("")  # whether there is a network is not known either
+    expect(page.locator("#digit-answer")).to_have_text("")  # the page does not know either whether there is a network
     give(held, {"models": [LENET]})
     headline(page, "Any digit, 0 to 9")
     assert stage.idle()
 
 
 @pytest.mark.parametrize("where", ["#trouble", "#digit-trouble"])
-def test_a_digit_waits_for_networks_that_are_named_at_the_second_try(stage: Stage, where: str) -> None:
+def test_a_digit_waits_for_networks_that_the_service_names_at_the_second_try(stage: Stage, where: str) -> None:
     page = stage.open("digit")
     held = stage.asked("/models")
     stage.drawn(1)
@@ -167,7 +167,7 @@ def test_a_digit_waits_for_networks_that_are_named_at_the_second_try(stage: Stag
     expect(page.get_by_role("alert").filter(has_text="No answer")).to_have_count(0)
 
 
-def test_of_two_strokes_the_second_ones_answer_stays(stage: Stage) -> None:
+def test_the_answer_to_the_second_of_two_strokes_stays(stage: Stage) -> None:
     page = stage.open("digit")
     stage.models(LENET)
     stage.drawn(1)
@@ -195,7 +195,7 @@ def test_an_error_that_comes_after_the_pad_was_cleared_is_not_shown(stage: Stage
     expect(page.locator("#digit-trouble")).to_have_text("")
 
 
-def test_a_digit_is_read_by_the_networks_of_a_service_that_was_started_again(stage: Stage) -> None:
+def test_the_networks_of_a_restarted_service_read_a_digit(stage: Stage) -> None:
     page = stage.open("digit")
     stage.models(LENET)
     stage.drawn(1)
@@ -209,12 +209,12 @@ def test_a_digit_is_read_by_the_networks_of_a_service_that_was_started_again(sta
     stage.models(RESNET)
     headline(page, "No network for digits is loaded")
     stage.drawn(3)
-    stage.models(LENET)  # asked for again, and there it is
+    stage.models(LENET)  # asked for again, and answered
     stage.read("1")
     headline(page, "1")
 
 
-def test_an_error_takes_the_answer_to_another_drawing_away(stage: Stage) -> None:
+def test_an_error_removes_the_answer_to_an_earlier_drawing(stage: Stage) -> None:
     page = stage.open("digit")
     stage.models(LENET)
     stage.drawn(1)
@@ -246,7 +246,7 @@ def compared(page: Page) -> None:
 
 
 @pytest.mark.parametrize("first", ["models", "compare"])
-def test_a_picture_chosen_before_the_networks_are_known_is_told_apart(stage: Stage, first: str) -> None:
+def test_a_picture_chosen_before_the_networks_are_known_is_compared(stage: Stage, first: str) -> None:
     page = stage.open()
     held = stage.asked("/models")
     choose(page)
@@ -263,7 +263,7 @@ def test_a_picture_chosen_before_the_networks_are_known_is_told_apart(stage: Sta
     compared(page)
 
 
-def test_a_picture_is_compared_if_the_networks_are_named_at_the_second_try(stage: Stage) -> None:
+def test_a_picture_is_compared_if_the_service_names_its_networks_at_the_second_try(stage: Stage) -> None:
     page = stage.open()
     stage.asked("/models").abort()
     expect(page.locator("#trouble")).to_contain_text("No answer came")
@@ -274,7 +274,7 @@ def test_a_picture_is_compared_if_the_networks_are_named_at_the_second_try(stage
     expect(page.locator("#trouble")).to_have_text("")
 
 
-def test_a_picture_is_told_apart_by_the_networks_of_a_service_that_was_started_again(stage: Stage) -> None:
+def test_the_networks_of_a_restarted_service_compare_a_picture(stage: Stage) -> None:
     page = stage.open()
     stage.models(RESNET)
     expect(page.locator("#loaded")).to_contain_text("1 network looks")
@@ -283,7 +283,7 @@ def test_a_picture_is_told_apart_by_the_networks_of_a_service_that_was_started_a
     stage.models(RESNET, LENET)
     compared(page)
     expect(page.locator("#loaded")).to_contain_text("2 networks look")
-    # The same networks: nothing more is asked. Another version: what it is may be different.
+    # The same networks: nothing more is asked. Another version: its description may differ, so it is asked for.
     choose(page)
     give(stage.asked("/compare"), both())
     compared(page)
@@ -297,7 +297,7 @@ def test_a_picture_is_told_apart_by_the_networks_of_a_service_that_was_started_a
 
 
 @pytest.mark.parametrize("good", [True, False], ids=["picture", "error"])
-def test_a_sample_that_comes_after_another_picture_was_chosen_is_dropped(stage: Stage, good: bool) -> None:
+def test_a_sample_that_arrives_after_another_picture_was_chosen_is_dropped(stage: Stage, good: bool) -> None:
     page = stage.open()
     stage.models(RESNET, LENET)
     page.get_by_role("button", name="Cat").click()
@@ -312,7 +312,7 @@ def test_a_sample_that_comes_after_another_picture_was_chosen_is_dropped(stage: 
     expect(page.locator("#picture-trouble")).to_have_text("")
 
 
-def test_the_error_of_a_picture_that_another_one_followed_is_dropped(stage: Stage) -> None:
+def test_the_error_of_a_picture_is_dropped_once_another_was_chosen(stage: Stage) -> None:
     page = stage.open()
     stage.models(RESNET, LENET)
     choose(page, "first.jpg")
@@ -342,7 +342,7 @@ def test_an_answer_that_is_cut_off_is_asked_for_again(stage: Stage) -> None:
 # Time and power
 
 
-def test_figures_that_were_asked_for_earlier_do_not_replace_later_ones(stage: Stage) -> None:
+def test_metrics_that_were_asked_for_earlier_do_not_replace_later_ones(stage: Stage) -> None:
     page = stage.open("time")
     stage.models(RESNET)
     early = stage.asked("/ui/results.json")
@@ -359,7 +359,7 @@ def counted(images: int) -> str:
     return f'podium_requests_total{{model="a",outcome="ok"}} {images}\npodium_queue_depth{{model="a"}} 0\n'
 
 
-def test_a_service_that_was_started_again_has_no_negative_rate(stage: Stage) -> None:
+def test_a_restarted_service_never_shows_a_negative_rate(stage: Stage) -> None:
     stage.page.clock.install()
     page = stage.open("time")
     stage.models(RESNET)

@@ -1,4 +1,4 @@
-"""Where weights come from: a publisher (played by a local server), files, seeds; what is said when they do not fit."""
+"""Where weights come from: a publisher (played by a local server), files, seeds; and the errors if they do not fit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DIGEST = hashlib.sha256(BODY).hexdigest()
 
 
 class Publisher(ThreadingHTTPServer):
-    """Serves BODY at every path but /absent; `cut` breaks the first so many answers half-way."""
+    """Serves BODY at every path but /absent; `cut` is how many answers, from the first, break off half-way."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -102,31 +102,31 @@ def test_a_checkpoint_is_fetched_once_and_checked(publisher: Publisher, tmp_path
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["net.pth"]
 
 
-def test_a_cut_connection_is_gone_on_from_where_it_broke(publisher: Publisher) -> None:
+def test_a_download_that_was_cut_off_continues_from_where_it_stopped(publisher: Publisher) -> None:
     publisher.cut = 1
     assert checkpoint(published(publisher)).read_bytes() == BODY
     assert publisher.ranges == [None, f"bytes={len(BODY) // 2}-"]
 
 
-def test_what_a_broken_run_left_is_used_by_the_next(publisher: Publisher, tmp_path: Path) -> None:
+def test_the_next_run_continues_the_part_that_a_broken_run_left(publisher: Publisher, tmp_path: Path) -> None:
     publisher.cut = 100
     with pytest.raises(Unreachable, match="the next run continues from it"):
         checkpoint(published(publisher))
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["net.pth.part"], "no half file under the final name"
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["net.pth.part"], "half a file has the final name"
     publisher.cut = 0
     publisher.ranges.clear()
     assert checkpoint(published(publisher)).read_bytes() == BODY
     assert publisher.ranges[0] not in (None, "bytes=0-")
 
 
-def test_a_stale_part_longer_than_the_file_is_thrown_away(publisher: Publisher, tmp_path: Path) -> None:
+def test_a_stale_part_longer_than_the_file_is_deleted(publisher: Publisher, tmp_path: Path) -> None:
     part = tmp_path / "x.part"
     part.write_bytes(BODY + b"more")
     download(f"{publisher.url}/x", part)
     assert part.read_bytes() == BODY
 
 
-def test_a_wrong_hash_is_refused_and_nothing_is_kept(publisher: Publisher, tmp_path: Path) -> None:
+def test_a_file_with_a_wrong_hash_is_refused_and_not_kept(publisher: Publisher, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=f"sha256 begins with {DIGEST[:8]}, expected 00000000"):
         checkpoint(published(publisher, "00000000"))
     assert list((tmp_path / "cache").iterdir()) == []
@@ -138,18 +138,18 @@ def test_a_cached_file_that_changed_is_refused(publisher: Publisher) -> None:
         checkpoint(published(publisher))
 
 
-def test_an_absent_file_says_so_and_leaves_nothing(publisher: Publisher, tmp_path: Path) -> None:
+def test_an_absent_file_is_an_error_that_leaves_no_file(publisher: Publisher, tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match="404"):
         checkpoint(published(publisher, path="/absent.pth"))
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_only_http_is_fetched(tmp_path: Path) -> None:
+def test_only_http_addresses_are_fetched(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="only https"):
         download("file:///etc/passwd", tmp_path / "x")
 
 
-def test_a_mirror_takes_the_publishers_place(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_replaces_the_publishers_address(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PODIUM_WEIGHTS_MIRROR", f"{publisher.url}/mirror/")
     assert checkpoint(Checkpoint("https://nowhere.invalid/models/net.pth", DIGEST[:8], "MIT")).read_bytes() == BODY
 
@@ -173,7 +173,9 @@ def test_auto_falls_back_to_untrained_with_a_warning(
         fetch_state(spec("squeezenet1_1"), "pretrained")
 
 
-def test_a_checkpoint_that_lies_fails_even_in_auto(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_with_a_wrong_hash_fails_in_auto_too(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PODIUM_WEIGHTS_MIRROR", publisher.url)
     with pytest.raises(WeightsError, match="sha256"):
         fetch_state(spec("squeezenet1_1"), "auto")
@@ -208,7 +210,7 @@ class Exploit:
         return (exec, ("raise SystemExit('code ran')",))
 
 
-def test_a_pickle_of_code_is_refused_without_running_it(tmp_path: Path) -> None:
+def test_a_pickle_that_holds_code_is_refused_without_running_it(tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(pickle.dumps(Exploit()))
     with pytest.raises(WeightsError, match=r"a\.pth cannot be read as weights"):
         read(tmp_path / "a.pth")
@@ -221,7 +223,7 @@ def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
         read(tmp_path / name)
 
 
-def test_a_file_that_is_no_state_dict_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_state_dict_is_named(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "a.pth")
     with pytest.raises(WeightsError, match="does not hold a state_dict"):
         read(tmp_path / "a.pth")
@@ -235,7 +237,7 @@ def test_other_suffixes_and_absent_files_are_usage_errors(tmp_path: Path) -> Non
         fetch_state(spec("lenet5"), "nowhere.pth")
 
 
-def test_every_misfit_is_listed(state: dict[str, torch.Tensor]) -> None:
+def test_every_key_that_does_not_fit_is_listed(state: dict[str, torch.Tensor]) -> None:
     keys = list(state)
     wrong = dict(state)
     wrong["typo.weight"] = wrong.pop(keys[0])
@@ -249,7 +251,7 @@ def test_every_misfit_is_listed(state: dict[str, torch.Tensor]) -> None:
     assert f"{keys[2]} is (1, 2), expected {tuple(state[keys[2]].shape)}" in text
 
 
-def test_another_class_count_says_which_options_to_pass(tmp_path: Path) -> None:
+def test_an_error_about_another_class_count_says_which_options_to_pass(tmp_path: Path) -> None:
     torch.save(build("lenet5", classes=7).state_dict(), tmp_path / "seven.pth")
     with pytest.raises(WeightsError, match="--num-classes 7 --labels FILE"):
         load("lenet5", str(tmp_path / "seven.pth"))
@@ -275,7 +277,7 @@ def test_labels_are_read_from_text_and_json_and_refused_when_empty(tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "resnet50", "alexnet"])
 def test_untrained_weights_are_seeded_and_tell_images_apart(name: str) -> None:
-    """A comparison on networks whose answer is constant, overflows or saturates could not fail."""
+    """A parity check on a network whose answer is constant, overflows or saturates could not fail."""
     recipe = spec(name).preprocess
     states = []
     for _ in range(2):
@@ -293,7 +295,7 @@ def test_untrained_weights_are_seeded_and_tell_images_apart(name: str) -> None:
     assert float((logits[0] - logits[2]).abs().max()) > 0.05
 
 
-def test_untrained_says_so() -> None:
+def test_untrained_weights_are_marked_as_untrained() -> None:
     weights, state = fetch_state(spec("resnet50"), "untrained")
     assert weights.record() == {"kind": "untrained", "origin": "seed 0", "sha256": None, "license": None}
     assert state is None
@@ -306,13 +308,13 @@ def test_lenet5_ships_with_trained_weights() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "Net", "a b", "../x", "x" * 64])
-def test_a_network_of_your_own_needs_a_name_the_store_takes(name: str) -> None:
+def test_your_own_network_needs_a_name_that_the_store_accepts(name: str) -> None:
     with pytest.raises(ValueError, match="network name"):
         Network(name, torch.nn.Identity(), Weights("custom", "test"), Preprocess())
 
 
 def test_densenets_published_spelling_is_read() -> None:
-    """torchvision's files say `denselayer1.norm.1.weight` where the module says `denselayer1.norm1.weight`."""
+    """torchvision's files name `denselayer1.norm.1.weight` what the module names `denselayer1.norm1.weight`."""
     import re
 
     module = build("densenet121")
