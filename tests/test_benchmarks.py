@@ -23,8 +23,16 @@ from benchmarks.engine import passes as child
 from benchmarks.engine import power, scenarios, torch_engine
 from serving.artifact import Artifact
 
+# A record as it is in JSON, which the tests look at freely.
+Json = Any
+
 # Long enough to pass through every branch, too short to wait for.
-BRIEF = measure.Settings("quick", 2, 0.05, 0.02, 0.1, 5, 3, 200, idle_s=0.0, window_s=5.0, trials=1)
+BRIEF = child.Settings("quick", 2, 0.05, 0.02, 0.1, 5, 3, 200, idle_s=0.0, window_s=5.0, trials=1)
+
+
+JOB: child.PassJob = {
+    "folder": "nowhere", "version": "1", "engine": "none", "precision": "fp32", "threads": 1, "settings": {},
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +41,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_SENSORS", {"onnxruntime": "no sensor in this test", "openvino": "none either"})
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> Json:
     return records.read(path)
 
 
@@ -164,7 +172,7 @@ def test_a_child_that_dies_says_how(
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(process.PassError) as error:
-        measure.in_child("latency", {})
+        measure.in_child("latency", JOB)
     assert str(error.value) == reason and error.value.failed.kind == kind
 
 
@@ -358,7 +366,11 @@ def test_a_dead_or_absent_sensor_is_no_sensor(tmp_path: Path) -> None:
     package = rapl(tmp_path, "intel-rapl:0", "package-0", 0)
     with pytest.raises(power.SensorError, match="stands still"):
         power.alive(power.Rapl(tmp_path), lambda _: None)
-    moving = power.alive(power.Rapl(tmp_path), lambda _: package.joinpath("energy_uj").write_text("9"))
+
+    def work(_: float) -> None:
+        package.joinpath("energy_uj").write_text("9")
+
+    moving = power.alive(power.Rapl(tmp_path), work)
     (package / "energy_uj").unlink()
     with pytest.raises(power.SensorError, match="stopped answering"):
         moving.joules()
@@ -389,7 +401,7 @@ class Board:
     def joules(self) -> float:
         return self.energy
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> records.Conditions:
         return {"temperature_c": 50}
 
     def sleep(self, seconds: float) -> None:
@@ -419,7 +431,7 @@ def test_watts_and_joules_are_gross_and_net() -> None:
 def test_a_measured_power_pass_stands_in_the_record(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_SENSORS", {})
     monkeypatch.setattr(measure, "sensor_for", lambda engine: Board())
-    filled = records.no_power("") | {"source": "rapl", "reason": None, "mean_w": 30.0}
+    filled: Json = records.no_power("") | {"source": "rapl", "reason": None, "mean_w": 30.0}
     answers(monkeypatch, lambda job: filled if job["pass"] == "power" else well(job))
     [item] = measure.measure_all(measure.cells([tiny], ["onnxruntime"], None, [1]), BRIEF, 1)
     assert item["power"]["mean_w"] == 30.0 and not list(records.problems(item))
@@ -504,7 +516,7 @@ def test_a_bound_below_one_call_is_kept_by_no_rate() -> None:
 def test_arrivals_during_a_batch_form_the_next_and_count_from_their_due_time() -> None:
     machine = Machine()
     due = [0.010, 0.011, 0.012, 0.100]
-    found = scenarios.poisson(machine.run, np.zeros((8, 1)), due, 1.0, lambda: machine.now, machine.sleep)
+    found = scenarios.poisson(machine.run, np.zeros((8, 1), np.uint8), due, 1.0, lambda: machine.now, machine.sleep)
     assert machine.sizes == [1, 2, 1]
     assert found.values == pytest.approx([5.0, 10.0, 9.0, 5.0]) and found.mean_batch == pytest.approx(4 / 3)
 
@@ -587,6 +599,9 @@ def test_engines_take_turns_and_their_figure_is_the_median(
 def test_pytorch_gives_probabilities_from_the_same_pixels(engine: str) -> None:
     if engine == torch_engine.COMPILED and (reason := torch_engine.no_compiler()):
         pytest.skip(reason)
-    work = {"network": "lenet5", "weights": "untrained", "threads": 1, "engine": engine}
-    scores = engines.torch_run(work)(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), dtype=np.uint8))
+    work: engines.Work = {
+        "folder": "nowhere", "version": "1", "precision": "fp32", "network": "lenet5", "classes": 10,
+        "weights": "untrained", "threads": 1, "engine": engine,
+    }  # fmt: skip
+    scores: Any = engines.torch_run(work)(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), dtype=np.uint8))
     assert np.shape(scores) == (2, 10) and np.sum(scores, axis=1) == pytest.approx([1, 1], rel=1e-5)

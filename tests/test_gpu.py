@@ -20,13 +20,17 @@ from torch import Tensor, nn
 
 from benchmarks import process, records
 from benchmarks.__main__ import main
-from benchmarks.engine import gpu, gpu_plan, power, roofline, torch_engine
+from benchmarks.engine import gpu, gpu_plan, power, roofline, session, torch_engine
 from benchmarks.engine import gpu_passes as gpu_child
 from models import SETS, SPECS
+from models.console import Usage
 from models.layers import LocalResponseNorm
 from models.preprocess import Preprocess
 from models.weights import Network, Weights, load
 from tests.conftest import ROOT
+
+# A record as it is in JSON, which the tests look at freely.
+Json = Any
 
 MAIN, OTHER = ("torch-cuda", "fp16"), ("onnxruntime-cuda", "fp16")
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -70,7 +74,7 @@ def test_the_plan_begins_with_what_matters_most() -> None:
     [(("abacus",), "no engine is called 'abacus'"), (("tensorrt:int8",), "precisions here are fp32 and fp16")],
 )
 def test_a_wrong_engine_is_a_usage_error(asked: tuple[str, ...], message: str) -> None:
-    with pytest.raises(gpu.Usage, match=message):
+    with pytest.raises(Usage, match=message):
         gpu.chosen(asked, "cuda")
     assert gpu.chosen(("onnxruntime-cuda", "torch-cuda:fp32"), "cuda") == [OTHER, ("torch-cuda", "fp32")]
     assert gpu.chosen(None, "cpu") == [("torch", "fp32")]
@@ -117,9 +121,12 @@ class Answers:
         }  # fmt: skip
 
 
-HERE = {
+HERE: records.Environment = {
     "cpu": "Imaginary CPU", "cores": 2, "threads": 2, "settings": "gpu", "gpus": [{"name": "Synthetic GPU"}],
-    "date": "2026-01-02T03:04:05+00:00", "power": {"other_processes": {"count": 1, "memory_mb": 7.0}},
+    "date": "2026-01-02T03:04:05+00:00",
+    "power": {
+        "source": "nvml", "reason": None, "idle_w": 70.0, "other_processes": {"count": 1, "memory_mb": 7.0},
+    },
     "rates": {"copy_gb_s": 4000.0, "matrix_fp16_gop_s": 800_000.0},
 }  # fmt: skip
 
@@ -129,12 +136,12 @@ def made(
 ) -> tuple[gpu.Run, Answers]:
     child = Answers(path)
     tasks = gpu_plan.plan(networks, [MAIN], (256, 1), metered=True)
-    run = gpu.Run(path, dict(HERE), gpu.LOOK, "untrained", tasks, budget, clock=child.clock)
+    run = gpu.Run(path, {**HERE}, gpu.LOOK, "untrained", tasks, budget, clock=child.clock)
     run.write()
     return run, child
 
 
-def state(path: Path) -> dict[tuple[str, int], records.Record]:
+def state(path: Path) -> Json:
     return {(item["network"], item["batch"]): item for item in records.read(path)["records"]}
 
 
@@ -185,9 +192,9 @@ def test_a_second_run_goes_on_where_the_first_ended(tmp_path: Path) -> None:
         run.go(child, 70.0)
     run.finish("it ended")
     again, child = made(tmp_path / "gpu.json")
-    assert again.resume(gpu.earlier(run.path, dict(HERE))) == 0  # `made` wrote the file anew
+    assert again.resume(session.earlier(run.path, HERE)) == 0  # `made` wrote the file anew
     run.write()
-    assert again.resume(gpu.earlier(run.path, dict(HERE))) == 2
+    assert again.resume(session.earlier(run.path, HERE)) == 2
     again.write()
     again.go(child, 70.0)
     again.finish("the run ended")
@@ -196,8 +203,8 @@ def test_a_second_run_goes_on_where_the_first_ended(tmp_path: Path) -> None:
     done = {(job["pass"], job["network"], job["batch"]) for job in child.jobs if job["pass"] != "check"}
     assert ("cell", "resnet50", 256) not in done and ("power", "resnet50", 256) not in done
     assert {("power", "resnet50", 1), ("cell", "alexnet", 1)} <= done
-    with pytest.raises(gpu.Usage, match="other conditions"):
-        gpu.earlier(run.path, HERE | {"cpu": "Another CPU"})
+    with pytest.raises(Usage, match="other conditions"):
+        session.earlier(run.path, {**HERE, "cpu": "Another CPU"})
 
 
 def test_an_engine_with_wrong_answers_is_not_timed(tmp_path: Path) -> None:
@@ -257,7 +264,7 @@ def test_a_child_that_does_not_answer_ends_with_the_budget(monkeypatch: pytest.M
         run.ask(child, "cell", {})
 
 
-def job(what: str, **more: Any) -> dict[str, Any]:
+def job(what: str, **more: Any) -> Json:
     settings = asdict(replace(gpu.QUICK, warmup_s=0.01, measure_s=0.01, most=20))
     return {
         "pass": what, "network": "lenet5", "engine": "torch", "precision": "fp32", "weights": "untrained",
@@ -270,7 +277,7 @@ def test_the_worker_checks_and_measures(tmp_path: Path, engine: str) -> None:
     worker = gpu_child.Worker("cpu", 1, tmp_path)
     verdict = worker.check(job("check", engine=engine))
     assert verdict["verdict"] == "pass" and verdict["images"]["photographs"] and verdict["max_abs_error"] < 1e-3
-    found = worker.cell(job("cell", engine=engine))
+    found: Json = worker.cell(job("cell", engine=engine))
     assert 3 <= len(found["values"]) <= 20 and min(found["values"]) > 0 and found["device_values"] == []
     assert found["wall_s"] >= sum(found["values"]) / 1e3 * 0.99
     assert found["memory"]["weights"] == pytest.approx(4e-6 * SPECS["lenet5"].params)
@@ -294,7 +301,7 @@ def test_the_worker_meters_power_from_the_idle_it_is_given(tmp_path: Path, monke
             self.energy += 50
             return self.energy
 
-        def details(self) -> dict[str, Any]:
+        def details(self) -> records.Conditions:
             return {"temperature_c": 40}
 
     monkeypatch.setattr(power, "SHORTEST_WINDOW_S", 0.01)
@@ -302,7 +309,7 @@ def test_the_worker_meters_power_from_the_idle_it_is_given(tmp_path: Path, monke
     worker.sensor = Meter()
     asked = job("power", idle_w=3.0)
     asked["settings"] |= {"window_s": 0.01, "trials": 2}
-    found = worker.power(asked)
+    found: Json = worker.power(asked)
     assert found["trials"] == 2 and found["idle_w"] == 3 and found["temperature_c"] == 40
     assert found["net_w"] == pytest.approx(found["mean_w"] - 3) and found["joules_per_image"] > 0
 
@@ -340,10 +347,11 @@ def test_pytorch_s_baseline_gives_the_network_s_answers(precision: str, toleranc
     np.testing.assert_allclose(scores, expected, atol=tolerance)
     assert scores.dtype == np.float32 and engine.engine == "torch" and engine.device_ms(1, 3) == []
     # Squares overflow in half precision, so this one layer stays in float32; the rest is as asked.
-    seen = engine._module.seen
-    assert given == [torch.float32] and seen.dtype == engine._dtype
-    assert seen.is_contiguous(memory_format=torch.channels_last)
-    assert network.module.conv.weight.dtype == torch.float32  # ours was a copy
+    inner, own = engine._module, network.module
+    assert isinstance(inner, Normed) and isinstance(own, Normed)
+    assert given == [torch.float32] and inner.seen.dtype == engine._dtype
+    assert inner.seen.is_contiguous(memory_format=torch.channels_last)
+    assert own.conv.weight.dtype == torch.float32  # ours was a copy
     engine.close()
     engine.close()
 
@@ -464,13 +472,13 @@ def test_the_work_of_a_network_is_its_layers() -> None:
 def test_the_bound_is_the_longer_of_the_two_sides() -> None:
     one = roofline.Work(operations=2_000, weight_bytes=9_000, image_bytes=1_000)
     small = roofline.bound(one, 1, copy_gb_s=1e-6, matrix_gop_s=1e-6)  # a thousand bytes and operations a second
-    assert (small.by, small.img_s, small.intensity) == ("memory", pytest.approx(0.1), pytest.approx(0.2))
+    assert small.by == "memory" and (small.img_s, small.intensity) == pytest.approx((0.1, 0.2))
     large = roofline.bound(one, 90, copy_gb_s=1e-6, matrix_gop_s=1e-6)
-    assert (large.by, large.img_s) == ("arithmetic", pytest.approx(0.5))
+    assert large.by == "arithmetic" and large.img_s == pytest.approx(0.5)
 
 
 def test_a_record_is_held_against_its_own_precision_s_rate() -> None:
-    item = records.unmeasured(records.Failed("cut_off", "")) | {
+    item: Json = records.unmeasured(records.Failed("cut_off", "")) | {
         "kind": "cell", "network": "lenet5", "engine": "e", "precision": "fp16", "batch": 8, "weights": "untrained",
         "status": "ok", "throughput_img_s": 50.0,
     }  # fmt: skip
@@ -488,7 +496,7 @@ def test_rates_are_measured_and_what_a_device_has_not_is_null(monkeypatch: pytes
     def none(*_: object) -> Tensor:
         raise RuntimeError("not implemented for this device")
 
-    found = roofline.rates("cpu", ("fp32", "bf16"), side=64, megabytes=1)
+    found: Json = roofline.rates("cpu", ("fp32", "bf16"), side=64, megabytes=1)
     assert min(found["copy_gb_s"], found["matrix_fp32_gop_s"], found["matrix_bf16_gop_s"]) > 0
     monkeypatch.setattr(torch, "_int_mm", none)
     assert roofline.rates("cpu", ("int8",), side=64, megabytes=1)["matrix_int8_gop_s"] is None
@@ -527,7 +535,7 @@ def test_cpu_mode_survives_a_signal_goes_on_and_reports(tmp_path: Path) -> None:
         out, told = running.communicate(timeout=300)
     assert running.returncode == 0, told
     assert "cells are in out.json already" in told and "2 of 2 done, about 0 s left" in told and "out.json" in out
-    document = records.read(path)
+    document: Json = records.read(path)
     again, second = document["records"]
     assert again["latency_ms"] == first["latency_ms"] and second["status"] == "ok"
     assert (second["engine"], second["precision"], second["parity"]["verdict"]) == ("torch", "fp32", "pass")
@@ -559,5 +567,6 @@ def test_the_command_on_a_gpu(tmp_path: Path) -> None:
     arguments = ["--quick", "--network", "resnet50,lenet5", "--batch", "8,1", "--engine", "torch-cuda"]
     done = subprocess.run([str(SCRIPT), *arguments, "--out", str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for item in records.read(path)["records"]:
+    found: Json = records.read(path)["records"]
+    for item in found:
         assert item["status"] == "ok" and item["device"]["throughput_img_s"] > 0 and item["memory_mb"]["peak_gpu"] > 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -24,6 +25,9 @@ from serving.classify import Serving
 from serving.metrics import Metrics
 from serving.settings import Settings
 from tests.test_benchmarks import rapl
+
+# A record as it is in JSON, which the tests look at freely.
+Json = Any
 
 
 class NVMLError(Exception):
@@ -134,18 +138,18 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Board:
 
 
 def plugged(monkeypatch: pytest.MonkeyPatch, board: Board) -> Board:
-    monkeypatch.setitem(sys.modules, "pynvml", board)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pynvml", board)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return board
 
 
-def measured(board: Board, sensor: power.Sensor, **more: Any) -> records.Power:
+def measured(board: Board, sensor: power.Sensor, **more: Any) -> Json:
     return power.measure(
         sensor, lambda: board.work, 8, idle_s=10, window_s=5, trials=3, clock=board.clock, sleep=board.sleep, **more
     )
 
 
-def check(found: records.Power) -> None:
+def check(found: Json) -> None:
     """One step of the counter more or less is 2 % of five seconds."""
     assert found["idle_w"] == pytest.approx(Board.IDLE_W, rel=0.01)
     assert found["mean_w"] == pytest.approx(Board.BUSY_W, rel=0.02)
@@ -259,7 +263,7 @@ def test_gpus_are_named_without_the_driver_s_command(board: Board, monkeypatch: 
     def absent(*_: Any, **__: Any) -> None:
         raise FileNotFoundError("nvidia-smi")
 
-    monkeypatch.setattr(environment.subprocess, "run", absent)
+    monkeypatch.setattr(subprocess, "run", absent)
     one = {"name": "Played Back GPU", "memory.total": "8192 MiB", "driver_version": "580.00"}
     assert environment.gpus() == [one, one]
     monkeypatch.setattr(board, "nvmlInit", absent)

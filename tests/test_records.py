@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from tests.conftest import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = sorted(RESULTS.rglob("*.json"))
-READERS = {"records": records.read, "rows": records.read_rows, "campaigns": records.read_campaigns}
+READERS: dict[str, Callable[[Path], Any]] = {
+    "records": records.read,
+    "rows": records.read_rows,
+    "campaigns": records.read_campaigns,
+}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(RESULTS).as_posix())
