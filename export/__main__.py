@@ -1,4 +1,4 @@
-"""python -m export: from a network to artifacts that are proven the same network."""
+"""python -m export: from a network to artifacts that are proven to give the same answers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export import own
-from export.files import ENGINES, PLANS, PRECISIONS, make
+from export.files import ENGINES, PLANS, PRECISIONS, Order, make
 from models import SETS, expand
 from models.console import Failure, Usage, parser, run, table
 
@@ -31,95 +32,84 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def export_parser() -> argparse.ArgumentParser:
-    made = parser(
+    arguments = parser(
         "python -m export",
-        "Export networks to ONNX, prove them the same as in PyTorch, and save them in BentoML's model store.\n"
+        "Export networks to ONNX, prove that they answer as in PyTorch, and save them in BentoML's model store.\n"
         "Also: python -m export list | show TAG | verify TAG | evaluate TAG --images DIR | triton TAG --out DIR",
         "python -m export resnet50 squeezenet1_1 --weights auto",
     )
-    made.add_argument("networks", nargs="*", metavar="NETWORK", help="names from `python -m models list`")
-    made.add_argument("--set", choices=SETS, help="a whole set of networks")
-    made.add_argument(
-        "--weights", default="auto", help="auto (default), pretrained, untrained, or a .safetensors or .pth file"
-    )
-    made.add_argument("--precision", default="fp32", help=f"comma-separated, of {', '.join(PRECISIONS)} (default fp32)")
-    made.add_argument(
-        "--engine", default="", help="comma-separated, of onnxruntime, openvino (default: those installed)"
-    )
-    made.add_argument("--max-batch", type=int, default=64, help="the largest batch the file accepts (default 64)")
-    made.add_argument("--num-classes", type=int, help="how many classes a checkpoint of your own has")
-    made.add_argument("--labels", type=Path, help="the names of the classes: a text file, one per line, or a JSON list")
-    made.add_argument(
-        "--images", type=Path, help="the folder of photographs parity is judged on (default: the examples)"
-    )
-    made.add_argument("--calibration", type=Path, help="the folder of photographs INT8 is calibrated on")
-    made.add_argument("--name", help="what to call it (default: the network's or the file's name)")
-    made.add_argument(
+    add = arguments.add_argument
+    add("networks", nargs="*", metavar="NETWORK", help="names from `python -m models list`")
+    add("--set", choices=SETS, help="a whole set of networks")
+    add("--weights", default="auto", help="auto (default), pretrained, untrained, or a .safetensors or .pth file")
+    add("--precision", default="fp32", help=f"comma-separated, of {', '.join(PRECISIONS)} (default fp32)")
+    add("--engine", default="", help=f"comma-separated, of {', '.join(ENGINES)} (default: those installed)")
+    add("--max-batch", type=int, default=64, help="the largest batch the file accepts (default 64)")
+    add("--num-classes", type=int, help="how many classes a checkpoint of your own has")
+    add("--labels", type=Path, help="the names of the classes: a text file, one on each line, or a JSON list")
+    add("--images", type=Path, help="the folder of photographs that judge the files (default: the examples)")
+    add("--calibration", type=Path, help="the folder of photographs that calibrate INT8")
+    add("--name", help="the name of the artifact (default: the network's or the file's)")
+    add(
         "--tune",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="measure the engines and precisions here, for some seconds, and record the fastest for serving (default)",
+        help="measure the engines and precisions here for some seconds, and record the fastest for serving (default)",
     )
-    made.add_argument("--workspace-mb", type=int, default=4096, help="memory TensorRT may use to build (default 4096)")
-    made.add_argument(
-        "--optimization-level", type=int, choices=range(6), default=3, help="TensorRT's, 0 to 5 (default 3)"
-    )
-    made.add_argument(
-        "--module", metavar="MODULE:CALLABLE", help="a network of your own: package.module:callable or file.py:callable"
-    )
-    made.add_argument("--onnx", type=Path, metavar="FILE", help="a classifier exported by others, opset 7 and up")
-    foreign = made.add_argument_group("what a file given to --onnx does not say")
-    foreign.add_argument("--layout", choices=("NCHW", "NHWC"), help="where its channels are")
-    foreign.add_argument("--mean", type=_numbers, metavar="M,...", help="of its pixels, in units of full scale")
-    foreign.add_argument("--std", type=_numbers, metavar="S,...", help="of its pixels, in units of full scale")
-    foreign.add_argument("--resize", type=int, help="the short side before the crop (default: 256/224 of the crop)")
-    foreign.add_argument("--crop", type=int, help="the side of its input, where the file leaves it open")
-    foreign.add_argument("--interpolation", choices=("bilinear", "bicubic", "lanczos"), default="bilinear")
-    made.add_argument("--as-traced", action="store_true", help="leave out what is lowered for engines, to compare with")
-    made.add_argument("--force", action="store_true", help="export again what has not changed")
-    made.set_defaults(call=export)
-    return made
+    add("--workspace-mb", type=int, default=4096, help="memory TensorRT may use to build (default 4096)")
+    add("--optimization-level", type=int, choices=range(6), default=3, help="TensorRT's, 0 to 5 (default 3)")
+    add("--module", metavar="MODULE:CALLABLE", help="your own network: package.module:callable or file.py:callable")
+    add("--onnx", type=Path, metavar="FILE", help="a classifier that others exported, opset 7 or newer")
+    add("--as-traced", action="store_true", help="leave the graph as PyTorch traced it, to compare with")
+    add("--force", action="store_true", help="export even what has not changed")
+    foreign = arguments.add_argument_group("what a file given to --onnx does not say").add_argument
+    foreign("--layout", choices=("NCHW", "NHWC"), help="where its channels are")
+    foreign("--mean", type=_numbers, metavar="M,...", help="of its pixels, in units of full scale")
+    foreign("--std", type=_numbers, metavar="S,...", help="of its pixels, in units of full scale")
+    foreign("--resize", type=int, help="the short side before the crop (default: 256/224 of the crop)")
+    foreign("--crop", type=int, help="the side of its input, if the file leaves it open")
+    foreign("--interpolation", choices=("bilinear", "bicubic", "lanczos"), default="bilinear")
+    arguments.set_defaults(call=export)
+    return arguments
 
 
-def action_parser(action: str, call: Any) -> argparse.ArgumentParser:
-    texts = {
-        "list": ("The artifacts in the store.", "python -m export list"),
-        "show": ("An artifact's manifest.", "python -m export show resnet50:latest"),
-        "verify": (
-            "Check every file of an artifact against its sha256, load it in each engine installed, and run it.",
-            "python -m export verify resnet50",
-        ),
-        "evaluate": (
-            "Top-1 and top-5 accuracy on labelled photographs: a folder per synset, or a labels.json.",
-            "python -m export evaluate squeezenet1_1 --images photographs/",
-        ),
-        "triton": (
-            "A Triton model repository for an artifact.",
-            "python -m export triton resnet50 --out triton-models",
-        ),
-    }
-    made = parser(f"python -m export {action}", *texts[action])
-    made.set_defaults(call=call)
-    if action == "list":
-        made.add_argument("--json", action="store_true", help="for machines")
-        return made
-    made.add_argument("tag", metavar="TAG", help="NETWORK, NETWORK:latest or NETWORK:VERSION")
+# Of each action: its description, and the example in its help.
+TEXTS = {
+    "list": ("The artifacts in the store.", "python -m export list"),
+    "show": ("An artifact's manifest.", "python -m export show resnet50:latest"),
+    "verify": (
+        "Check every file of an artifact against its sha256, load it in each engine installed, and run it.",
+        "python -m export verify resnet50",
+    ),
+    "evaluate": (
+        "Top-1 and top-5 accuracy on labelled photographs: a folder for each synset, or a labels.json.",
+        "python -m export evaluate squeezenet1_1 --images photographs/",
+    ),
+    "triton": ("A Triton model repository for an artifact.", "python -m export triton resnet50 --out triton-models"),
+}
+
+
+def action_parser(action: str, call: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    arguments = parser(f"python -m export {action}", *TEXTS[action])
+    arguments.set_defaults(call=call)
+    add = arguments.add_argument
+    if action in ("list", "evaluate"):
+        add("--json", action="store_true", help="for machines")
+    if action != "list":
+        add("tag", metavar="TAG", help="NETWORK, NETWORK:latest or NETWORK:VERSION")
     if action == "verify":
-        made.add_argument("--images", type=Path, help="a folder of photographs (default: the examples)")
+        add("--images", type=Path, help="a folder of photographs (default: the examples)")
     if action == "triton":
-        made.add_argument("--out", type=Path, required=True, help="the folder of the model repository")
-        made.add_argument("--engine", default="auto", help="onnxruntime, tensorrt or auto (default)")
-        made.add_argument("--precision", default="auto", help="a precision the artifact has, or auto (default)")
-        made.add_argument("--gpu", action="store_true", help="run on an NVIDIA GPU")
+        add("--out", type=Path, required=True, help="the folder of the model repository")
+        add("--engine", default="auto", help="onnxruntime, tensorrt or auto (default)")
+        add("--precision", default="auto", help="a precision the artifact has, or auto (default)")
+        add("--gpu", action="store_true", help="run on an NVIDIA GPU")
     if action == "evaluate":
-        made.add_argument(
-            "--images", type=Path, required=True, help="folder per synset or per label, or with a labels.json"
-        )
-        made.add_argument("--engine", default="all", help="an engine, auto (what serving takes), or all (default)")
-        made.add_argument("--precision", default="all", help="a precision the artifact has, or all (default)")
-        made.add_argument("--predictions", type=Path, help="also write the top-5 of every photograph to this JSON file")
-        made.add_argument("--json", action="store_true", help="for machines")
-    return made
+        add("--images", type=Path, required=True, help="a folder for each synset or label, or one with a labels.json")
+        add("--engine", default="all", help="an engine, auto (what serving takes), or all (default)")
+        add("--precision", default="all", help="a precision the artifact has, or all (default)")
+        add("--predictions", type=Path, help="also write the top-5 of every photograph to this JSON file")
+    return arguments
 
 
 # --- export -----------------------------------------------------------------------------------------------------------
@@ -127,10 +117,10 @@ def action_parser(action: str, call: Any) -> argparse.ArgumentParser:
 
 def export(options: argparse.Namespace) -> int:
     precisions, engines = _choices(options.precision, PRECISIONS, "precision"), _engines(options.engine)
-    mine = bool(options.module or options.onnx)
-    if mine and (options.networks or options.set or (options.module and options.onnx)):
-        raise Usage("--module and --onnx take the place of a network's name; give one of the three")
-    names = [""] if mine else expand(options.networks, options.set)
+    own_network = bool(options.module or options.onnx)
+    if own_network and (options.networks or options.set or (options.module and options.onnx)):
+        raise Usage("give one of these: names of networks, --module, --onnx")
+    names = [""] if own_network else expand(options.networks, options.set)
     check(options, precisions, engines, names)
     from models.weights import load, read_labels
 
@@ -138,13 +128,17 @@ def export(options: argparse.Namespace) -> int:
     classes = options.num_classes or (len(labels) or None)
     if labels and options.num_classes and len(labels) != options.num_classes:
         raise Usage(f"--labels has {len(labels)} names, --num-classes is {options.num_classes}")
+    order = Order(
+        precisions, engines, not options.engine, options.max_batch, options.calibration, options.images, options.tune,
+        options.workspace_mb, options.optimization_level, options.as_traced, bool(options.module), options.force
+    )  # fmt: skip
     failed = []
     for position, name in enumerate(names, start=1):
         started = time.monotonic()
         try:
-            network = own.network(options, labels) if mine else load(name, options.weights, classes, labels)
+            network = own.network(options, labels) if own_network else load(name, options.weights, classes, labels)
             network = own.named(network, options.name, options.as_traced)
-            artifact, made = make(network, precisions, engines, options, command(options, network))
+            artifact, is_new = make(network, order, command(options, network))
         except Failure as error:
             if len(names) < 2 or isinstance(error, Usage) or options.debug:
                 raise
@@ -152,14 +146,14 @@ def export(options: argparse.Namespace) -> int:
             print(f"python -m export: {name}: {error}", file=sys.stderr)
             continue
         of = f"[{position}/{len(names)}] " if len(names) > 1 else ""
-        print(f"{of}{_result(artifact, precisions, time.monotonic() - started if made else None)}")
+        print(f"{of}{_result(artifact, precisions, time.monotonic() - started if is_new else None)}")
     if failed:
         raise Failure(f"{len(failed)} of {len(names)} networks failed: {', '.join(failed)}")
     return 0
 
 
 def _result(artifact: Artifact, precisions: tuple[str, ...], seconds: float | None) -> str:
-    """The line for an artifact that took `seconds` to make; None: it is kept from before."""
+    """The line about an artifact that took `seconds` to make; None means that it was kept."""
     from export.tune import said
 
     tuning = artifact.manifest.get("tuning")
@@ -174,13 +168,13 @@ def _result(artifact: Artifact, precisions: tuple[str, ...], seconds: float | No
     return "  ".join(parts)
 
 
-# What only an ONNX file of others leaves open, and what only a TensorRT plan is built with.
+# Options for an ONNX file of others, and options for building a TensorRT plan.
 FOREIGN = ("layout", "mean", "std", "resize", "crop", "interpolation")
 OF_PLANS = ("workspace_mb", "optimization_level")
 
 
 def check(options: argparse.Namespace, precisions: tuple[str, ...], engines: tuple[str, ...], names: list[str]) -> None:
-    """Raises `Usage` for options that contradict each other, and for one that would have no effect."""
+    """Raise `Usage` for options that contradict each other, and for an option that would have no effect."""
     plan_engines = {engine for engine, _ in PLANS}.intersection(engines)
     for engine in sorted(plan_engines):
         able = [p for e, p in PLANS if e == engine]
@@ -190,27 +184,27 @@ def check(options: argparse.Namespace, precisions: tuple[str, ...], engines: tup
         raise Usage(f"--max-batch {options.max_batch} must be at least 1")
     if options.name is not None:
         if len(names) > 1:
-            raise Usage(f"--name {options.name} names one artifact, and {len(names)} networks are asked for")
+            raise Usage(f"--name {options.name} names one artifact, but {len(names)} networks are asked for")
         own.check_name(options.name, names[0] or None)  # before anything is fetched
     idle = [(dest, "is for --onnx") for dest in FOREIGN if not options.onnx]
     idle += [(dest, "is for TensorRT: add --engine tensorrt") for dest in OF_PLANS if not plan_engines]
     idle += [("weights", "is for a network given by name")] if options.module or options.onnx else []
     idle += [("as_traced", "is for a network in PyTorch")] if options.onnx else []
     if options.images and "int8" not in precisions:
-        idle.append(("calibration", "is for --precision int8, and --images has the photographs that judge"))
+        idle.append(("calibration", "is for --precision int8, because --images has the photographs that judge"))
     for dest, why in idle:
         if dest in given(options):
             raise Usage(f"{flag(dest)} {why}; leave it out")
 
 
-# Options that decide how a command runs, not what it makes; and those for which the network's name stands.
+# Options that decide how a command runs but not what it makes, and those that the network's name replaces.
 NOT_OF_THE_FILE = ("call", "debug", "force", "networks", "set")
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
     """The options of an export that differ from their defaults."""
-    made = export_parser()
-    return {dest: value for dest, value in vars(options).items() if value != made.get_default(dest)}
+    defaults = export_parser()
+    return {dest: value for dest, value in vars(options).items() if value != defaults.get_default(dest)}
 
 
 def flag(dest: str) -> str:
@@ -218,13 +212,13 @@ def flag(dest: str) -> str:
 
 
 def command(options: argparse.Namespace, network: Network) -> str:
-    """The command that makes `network`'s files again: every option that was given, and the weights that were taken."""
+    """The command that makes `network`'s files again: every option that was given, and the weights that were used."""
     values = {dest: value for dest, value in given(options).items() if dest not in NOT_OF_THE_FILE}
     words = ["python", "-m", "export"]
     if not (options.module or options.onnx):
         words += [network.row.name] if network.row else []
         if network.weights.kind != "custom":
-            values["weights"] = network.weights.kind  # what `auto` gave may be another tomorrow
+            values["weights"] = network.weights.kind  # because `auto` may give others another day
     for dest, value in values.items():
         if isinstance(value, bool):
             words.append(flag(dest) if value else flag(f"no_{dest}"))
@@ -242,12 +236,15 @@ def _choices(text: str, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
     asked = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     unknown = [part for part in asked if part not in allowed]
     if unknown or not asked:
-        raise Usage(f"--{what} {text!r}: choose of {', '.join(allowed)}")
+        raise Usage(f"--{what} {text!r}: choose from {', '.join(allowed)}")
     return asked
 
 
 def _engines(text: str) -> tuple[str, ...]:
-    """The engines named, each installed; or all that can run here. A plan can be built for a GPU that is elsewhere."""
+    """The engines that `text` names, each of them installed, or all that can run here.
+
+    An engine that builds plans only has to be installed, because a plan can be built for a GPU in another machine.
+    """
     from serving.runtime import PLAN_ENGINES, available, unusable
     from serving.trt import load_module
 
@@ -258,7 +255,7 @@ def _engines(text: str) -> tuple[str, ...]:
         elif engine not in available():
             raise Failure(unusable(engine))
     if not asked:
-        raise Failure("no engine is installed to prove an export with; pip install 'podium[cpu]'")
+        raise Failure("no engine is installed that could run an export; pip install 'podium[cpu]'")
     return asked
 
 
@@ -269,19 +266,19 @@ def listing(options: argparse.Namespace) -> int:
     from export.store import artifacts
     from serving.artifact import defaults
 
-    found, meant = artifacts(), defaults()
-    default = [artifact.tag in meant for artifact in found]
+    stored, meant = artifacts(), defaults()
+    default = [artifact.tag in meant for artifact in stored]
     if options.json:
         rows = [
             {"tag": a.tag, "version": a.version, "exported": a.created.isoformat() if a.created else None, "default": d}
             | a.manifest
-            for a, d in zip(found, default, strict=True)
+            for a, d in zip(stored, default, strict=True)
         ]
         print(json.dumps(rows, indent=1))
-    elif not found:
+    elif not stored:
         print("no artifacts yet; `python -m export resnet50` makes one")
     else:
-        print(table([_cells(a, d) for a, d in zip(found, default, strict=True)], HEADER, right=(4, 6)))
+        print(table([_cells(a, d) for a, d in zip(stored, default, strict=True)], HEADER, right=(4, 6)))
     return 0
 
 
@@ -347,8 +344,9 @@ def triton(options: argparse.Namespace) -> int:
     from export.triton import write_repository
     from serving.artifact import find
 
-    made = write_repository(find(options.tag), options.out, options.engine, options.precision, options.gpu)
-    print(f"{made.folder}: {made.network} {made.engine} {made.precision}\nstart Triton on it:\n  {made.command}")
+    written = write_repository(find(options.tag), options.out, options.engine, options.precision, options.gpu)
+    print(f"{written.folder}: {written.network} {written.engine} {written.precision}\nstart Triton on it:")
+    print(f"  {written.command}")
     return 0
 
 

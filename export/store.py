@@ -1,4 +1,4 @@
-"""The artifact and its manifest in BentoML's model store: one model per network, one version per export."""
+"""The artifact and its manifest in BentoML's model store: one model for each network, one version for each export."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,25 @@ from typing import Any
 from models import Spec
 from models.console import Failure
 from models.preprocess import Label, Preprocess
-from serving.artifact import LABELS, MANIFEST, Artifact, ArtifactError, find, read, sha256, stored, trained
+from serving.artifact import (
+    LABELS,
+    MANIFEST,
+    Artifact,
+    ArtifactError,
+    FileRecord,
+    Manifest,
+    find,
+    read,
+    sha256,
+    stored,
+    trained,
+)
 from serving.runtime import cpu_model
 from serving.trt import gpu
 
 SCHEMA = 1
 
-# Those whose versions decide what an export gives.
+# The packages whose versions decide what an export gives.
 PACKAGES = (
     "torch",
     "onnx",
@@ -38,7 +51,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """What this machine and its packages are, as far as it decides what an export gives."""
+    """The machine and the versions of its packages, which decide what an export gives."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -54,7 +67,7 @@ def environment() -> dict[str, Any]:
 
 
 def gpu_name() -> str | None:
-    """The GPU that plans built here are for; None where there is none."""
+    """The GPU that plans are built for here; None if there is none."""
     try:
         here = gpu()
     except Failure:
@@ -71,9 +84,8 @@ def manifest_of(
     row: Spec | None = None,
     params: int | None = None,
     macs: int | None = None,
-) -> dict[str, Any]:
-    """The manifest's head; `files` is filled by the exporter and completed by `save`."""
-    published = row.published if row else None
+) -> Manifest:
+    """The manifest without its files, which the exporter adds and `save` completes."""
     return {
         "schema": SCHEMA,
         "network": name,
@@ -81,14 +93,7 @@ def manifest_of(
         "family": row.family if row else "custom",
         "year": row.year if row else None,
         "paper": row.paper if row else None,
-        "published": {
-            "top1_error": published.top1_error,
-            "top5_error": published.top5_error,
-            "protocol": published.protocol,
-            "source": published.source,
-        }
-        if published
-        else None,
+        "published": asdict(row.published) if row and row.published else None,
         "params": params,
         "macs": macs,
         "weights": dict(weights),
@@ -110,7 +115,7 @@ def manifest_of(
     }
 
 
-# Files of the two rooms that no artifact depends on, and why; every other is part of each artifact's fingerprint.
+# Files of the two rooms that no artifact depends on, and why. Every other file is part of each artifact's fingerprint.
 OUTSIDE = {
     "export/__init__.py": "empty",
     "export/__main__.py": "reads options, which are part of the fingerprint themselves, and prints",
@@ -121,7 +126,7 @@ OUTSIDE = {
     "models/train_lenet.py": "trained the LeNet-5 that is shipped, whose sha256 is in the manifest",
 }
 
-# Of the other rooms: what makes the pixels that INT8 is calibrated on and that every file is judged by.
+# Files of other rooms that make the pixels on which INT8 is calibrated and every file is judged.
 PIXELS = ("serving/images.py",)
 
 
@@ -133,14 +138,14 @@ def code(root: Path = Path(__file__).parents[1]) -> dict[str, str]:
     return {name: sha256(path) for name, path in by_name.items() if name not in OUTSIDE}
 
 
-def fingerprint(manifest: Mapping[str, Any], request: Mapping[str, Any]) -> str:
-    """What an export depends on, as one sha256: the network, its weights, what was asked, the packages and our code."""
+def fingerprint(manifest: Manifest, request: Mapping[str, Any]) -> str:
+    """One sha256 over all that an export depends on: network, weights, request, versions of packages, and our code."""
     parts = {**manifest, "request": dict(request), "code": code(), "environment": manifest["environment"]["versions"]}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def module_digest(module: Any) -> str:
-    """A sha256 of a module of the user's own: its layers, its tensors, and the files that say how it runs."""
+    """A sha256 over a module of the user's own: its layers, its tensors, and the files with its code."""
     import torch
 
     digest = hashlib.sha256(repr(module).encode())
@@ -154,9 +159,9 @@ def module_digest(module: Any) -> str:
 
 
 def unchanged(name: str, mark: str, kind: str) -> Artifact | None:
-    """The newest artifact called `name` if it is whole and was exported from the same inputs, else None.
+    """The newest artifact called `name` if it is whole and its fingerprint is `mark`, else None.
 
-    An untrained export is held against the newest untrained one: a trained one stays what the name means.
+    An untrained export is compared with the newest untrained one, because the name goes on meaning the trained one.
     """
     from bentoml.exceptions import BentoMLException
 
@@ -172,12 +177,11 @@ def unchanged(name: str, mark: str, kind: str) -> Artifact | None:
     return artifact
 
 
-def save(manifest: Mapping[str, Any], files: Mapping[str, Path], labels: Sequence[Label]) -> Artifact:
-    """A new version of `manifest["network"]` holding `files` (name to where it lies now) and `labels`.
+def save(manifest: Manifest, files: Mapping[str, Path], labels: Sequence[Label]) -> Artifact:
+    """A new version of `manifest["network"]` with `files` (name to its present place) and `labels`.
 
-    BentoML builds a model in a temporary folder and moves it into the store when the block ends well, so that an
-    interrupted export leaves nothing. The records in `manifest["files"]` are completed with each file's size and
-    sha256.
+    BentoML builds a model in a temporary folder and moves it into the store if the block ends without an error, so an
+    interrupted export leaves nothing. Each record in `manifest["files"]` gets the file's size and sha256.
     """
     import bentoml
     from bentoml.exceptions import BentoMLException
@@ -192,14 +196,19 @@ def save(manifest: Mapping[str, Any], files: Mapping[str, Path], labels: Sequenc
                 shutil.copyfile(source, folder / name)
             names = [{"label": item.label, "synset": item.synset} for item in labels]
             (folder / LABELS).write_text(json.dumps(names, ensure_ascii=False, indent=0), "utf-8")
-            records = {name: dict(manifest["files"][name]) for name in files} | {LABELS: {}}
-            for name, record in records.items():
-                record.update(sha256=sha256(folder / name), size=(folder / name).stat().st_size)
+            records: dict[str, FileRecord] = {
+                name: {
+                    **manifest["files"].get(name, {}),
+                    "sha256": sha256(folder / name),
+                    "size": (folder / name).stat().st_size,
+                }
+                for name in (*files, LABELS)
+            }
             written = {**manifest, "files": records}
             (folder / MANIFEST).write_text(json.dumps(written, ensure_ascii=False, indent=1) + "\n", "utf-8")
     except (BentoMLException, OSError) as error:
         with suppress(BentoMLException, OSError):
-            if model:  # saved it may be, but for the store's note of which version is the newest
+            if model:  # it may be saved, except for the store's note of the newest version
                 bentoml.models.delete(model.tag)
         why = error.args[0][0][2] if isinstance(error, shutil.Error) else error  # the first of a folder's files
         repair = "; BENTOML_HOME names its folder, TMPDIR one for temporary files" if isinstance(error, OSError) else ""
@@ -208,15 +217,15 @@ def save(manifest: Mapping[str, Any], files: Mapping[str, Path], labels: Sequenc
 
 
 def artifacts() -> list[Artifact]:
-    """Every artifact of ours in the store by its name, of each name the one first that the bare name means; other
-    BentoML models are passed over.
+    """Every artifact of ours in the store, sorted by name; of each name, the one that the bare name means comes first.
 
-    One that cannot be read is named on stderr and passed over too: it must not hide the others.
+    Other models of BentoML's are left out. One that cannot be read is named on stderr, so that it does not hide the
+    rest.
     """
-    found = []
+    readable = []
     for model in sorted(stored(), key=lambda model: str(model.tag.name)):
         try:
-            found.append(read(model))
+            readable.append(read(model))
         except ArtifactError as error:
             print(f"warning: {error}", file=sys.stderr)
-    return found
+    return readable

@@ -11,7 +11,6 @@ import json
 import shlex
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,19 @@ from serving.artifact import Artifact
 # Releases are monthly; a plan needs the one whose TensorRT built it.
 IMAGE = "nvcr.io/nvidia/tritonserver:26.07-py3"
 
-# Marks a repository as written by us, so that it may be written again. Triton reads folders alone.
+# This file marks a repository as ours, so that it may be written again. Triton reads only folders.
 MARK = "podium.json"
 
 # How long a request may wait for others to share its batch.
 QUEUE_DELAY_US = 2000
 
-# Our engine: Triton's backend and the name it expects of the file.
+# For each engine of ours: Triton's backend, and the file name that it expects.
 BACKENDS = {"onnxruntime": ("onnxruntime", "model.onnx"), "tensorrt": ("tensorrt", "model.plan")}
 
 
 @dataclass(frozen=True)
 class Repository:
-    """What was written, and the command that serves it."""
+    """The repository that was written, and the command that serves it."""
 
     folder: Path
     network: str
@@ -54,10 +53,10 @@ class Repository:
 def write_repository(
     artifact: Artifact, out: Path, engine: str = "auto", precision: str = "auto", gpu: bool = False
 ) -> Repository:
-    """Add `artifact` to the model repository `out`, in place of what it holds of the same network.
+    """Add `artifact` to the model repository `out`, and replace what it has of the same network.
 
-    `engine` auto takes the artifact's first file that Triton can run. `gpu` runs an ONNX file on the GPU; a plan runs
-    nowhere else. Raises `Failure` when nothing fits, or when `out` holds something that is not ours.
+    `engine` auto takes the artifact's first file that Triton can run. `gpu` runs an ONNX file on the GPU; a plan always
+    runs there. Raises `Failure` if no file fits, or if `out` holds something that is not ours.
     """
     engine, precision, name = _file(artifact, engine, precision)
     gpu = gpu or engine == "tensorrt"
@@ -72,24 +71,24 @@ def write_repository(
     text = config(artifact, ends, backend, gpu, plan)
     _claim(out)
     try:
-        # Written beside the repository and moved in whole: a server that watches it never sees half a model.
+        # Written beside the repository and moved in whole, so that a server that watches it never sees half a model.
         with tempfile.TemporaryDirectory(prefix=".podium-", dir=out.resolve().parent) as folder:
-            made = Path(folder) / artifact.network
-            (made / "1").mkdir(parents=True)
-            shutil.copyfile(source, made / "1" / target)
-            (made / "labels.txt").write_text("".join(f"{item.label}\n" for item in artifact.labels), "utf-8")
-            (made / "config.pbtxt").write_text(text, "utf-8")
+            model = Path(folder) / artifact.network
+            (model / "1").mkdir(parents=True)
+            shutil.copyfile(source, model / "1" / target)
+            (model / "labels.txt").write_text("".join(f"{item.label}\n" for item in artifact.labels), "utf-8")
+            (model / "config.pbtxt").write_text(text, "utf-8")
             place = out / artifact.network
             if place.exists():
                 place.rename(Path(folder) / "before")
-            made.rename(place)
+            model.rename(place)
     except OSError as error:
         raise Failure(f"cannot write to {out}: {error.strerror}; give another --out") from error
     return Repository(out, artifact.network, engine, precision, gpu)
 
 
 def _file(artifact: Artifact, engine: str, precision: str) -> tuple[str, str, str]:
-    """The (engine, precision, file) to serve. Unlike `serving.runtime.choose`, whatever is installed here."""
+    """The (engine, precision, file) to serve. Unlike `serving.runtime.choose`, it need not be installed here."""
     if engine not in ("auto", *BACKENDS):
         raise Failure(f"Triton cannot run engine {engine} from an artifact; choose {' or '.join(BACKENDS)}")
     for (candidate, at), name in artifact.graphs().items():
@@ -103,9 +102,9 @@ def _file(artifact: Artifact, engine: str, precision: str) -> tuple[str, str, st
 
 
 def _claim(out: Path) -> None:
-    """Make `out`, or take it when it is empty or ours; `Failure` when it is neither."""
+    """Make `out`, or take it if it is empty or ours; `Failure` if it is neither."""
     if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file():
-        raise Failure(f"{out} is not empty and is no repository of ours; give an --out that does not exist yet")
+        raise Failure(f"{out} is not empty and is not a repository of ours; give an --out that does not exist yet")
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MARK).write_text(json.dumps({"written by": "python -m export triton"}) + "\n", "utf-8")
@@ -130,67 +129,48 @@ def config(
     artifact: Artifact, ends: tuple[str, str], backend: str, gpu: bool, plan: dict[str, Any] | None = None
 ) -> str:
     """config.pbtxt: Triton's ModelConfig message as text (its model_configuration.md). The batch axis is implied."""
-    source, target = ends
+    name, source, target = (json.dumps(text) for text in (artifact.network, *ends))
     most = max(plan["buckets"]) if plan else int(artifact.manifest.get("max_batch", 1))
-    shape = list(artifact.preprocess.shape)
-    # On a GPU a size that was tuned for is worth waiting for; on a CPU every size costs about the same per image.
-    preferred = plan["buckets"] if plan else []
-    # The profile of every size, where a plan has one: Triton looks for a fitting profile by batch size 1 alone.
-    profile = [("profile", [str(plan["any_batch"])])] if plan and plan["any_batch"] is not None else []
-    fields: list[Field] = [
-        ("name", artifact.network),
-        ("backend", backend),
-        ("max_batch_size", most),
-        ("input", [("name", source), ("data_type", Word("TYPE_UINT8")), ("dims", shape)]),
-        (
-            "output",
-            [
-                ("name", target),
-                ("data_type", Word("TYPE_FP32")),
-                ("dims", [artifact.classes]),
-                ("label_filename", "labels.txt"),
-            ],
-        ),
-        ("instance_group", [("count", 1), ("kind", Word("KIND_GPU" if gpu else "KIND_CPU")), *profile]),
-    ]
+    dims = list(artifact.preprocess.shape)
+    # The profile for every size, if a plan has one: Triton looks for a fitting profile by batch size 1 only.
+    profile = f'  profile: ["{plan["any_batch"]}"]\n' if plan and plan["any_batch"] is not None else ""
+    text = f"""\
+name: {name}
+backend: "{backend}"
+max_batch_size: {most}
+input {{
+  name: {source}
+  data_type: TYPE_UINT8
+  dims: {dims}
+}}
+output {{
+  name: {target}
+  data_type: TYPE_FP32
+  dims: [{artifact.classes}]
+  label_filename: "labels.txt"
+}}
+instance_group {{
+  count: 1
+  kind: {"KIND_GPU" if gpu else "KIND_CPU"}
+{profile}}}
+"""
     if most > 1:
-        waits: list[Field] = [("preferred_batch_size", [size for size in preferred if size > 1])] if preferred else []
-        fields.append(("dynamic_batching", [*waits, ("max_queue_delay_microseconds", QUEUE_DELAY_US)]))
+        # On a GPU a tuned size is worth waiting for. On a CPU every size costs about the same for each image.
+        preferred = f"  preferred_batch_size: {[size for size in plan['buckets'] if size > 1]}\n" if plan else ""
+        text += f"dynamic_batching {{\n{preferred}  max_queue_delay_microseconds: {QUEUE_DELAY_US}\n}}\n"
     for size in sorted({1, most}):
-        inputs: list[Field] = [("data_type", Word("TYPE_UINT8")), ("dims", shape), ("random_data", Word("true"))]
-        warm: list[Field] = [
-            ("name", f"batch {size}"),
-            ("batch_size", size),
-            ("inputs", [("key", source), ("value", inputs)]),
-        ]
-        fields.append(("model_warmup", warm))
-    return "".join(_text(fields))
-
-
-class Word(str):
-    """A name of an enumeration, or true or false: written without quotes."""
-
-    __slots__ = ()
-
-
-# A number, a text, several of either, or a message of fields.
-Field = tuple[str, Any]
-
-
-def _text(fields: Sequence[Field], indent: str = "") -> list[str]:
-    """Fields in protobuf's text format, one line each."""
-    lines = []
-    for name, value in fields:
-        if isinstance(value, list) and value and isinstance(value[0], tuple):
-            lines += [f"{indent}{name} {{\n", *_text(value, indent + "  "), f"{indent}}}\n"]
-        else:
-            lines.append(f"{indent}{name}: {_value(value)}\n")
-    return lines
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
-    if isinstance(value, str) and not isinstance(value, Word):
-        return json.dumps(value)
-    return str(value)
+        text += f"""\
+model_warmup {{
+  name: "batch {size}"
+  batch_size: {size}
+  inputs {{
+    key: {source}
+    value {{
+      data_type: TYPE_UINT8
+      dims: {dims}
+      random_data: true
+    }}
+  }}
+}}
+"""
+    return text

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from models.console import Failure
 from models.preprocess import Label, Preprocess
@@ -30,27 +30,86 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class Parent(TypedDict):
+    """What a file was made from: another file of the artifact, or the weights."""
+
+    file: str
+    sha256: str | None
+
+
+class FileRecord(TypedDict, total=False):
+    """One file in the manifest. Every ONNX file and plan has the fields up to `parity`; `labels.json` has two."""
+
+    sha256: str
+    size: int
+    engines: list[str]
+    precision: str
+    parent: Parent
+    command: str
+    parity: dict[str, Any]  # export.parity.Verdict, and the same `by_engine`
+    opset: int
+    float_layers: list[str]  # of INT8: the layers that stayed in float
+    calibration: dict[str, Any]
+    top1: str  # whether the top-1 accuracy of INT8 was judged
+    plan: dict[str, Any]  # export.to_engine.PlanRecord
+
+
+class Input(TypedDict):
+    """The recipe from photograph to tensor: `models.preprocess.Preprocess` and the form of the tensor."""
+
+    size: list[int]
+    resize: int
+    crop: int
+    interpolation: Literal["bilinear", "bicubic", "lanczos"]
+    mode: Literal["RGB", "L"]
+    mean: list[float]
+    std: list[float]
+    layout: str
+    dtype: str
+
+
+class Manifest(TypedDict):
+    """`manifest.json`, as docs/records.md describes it. Older manifests lack what may be absent here."""
+
+    schema: int
+    network: str
+    weights: dict[str, Any]  # models.weights.Weights
+    input: Input
+    classes: int
+    files: dict[str, FileRecord]
+    architecture: NotRequired[str | None]
+    family: NotRequired[str]
+    year: NotRequired[int | None]
+    paper: NotRequired[str | None]
+    published: NotRequired[dict[str, Any] | None]  # models.Published
+    params: NotRequired[int | None]
+    macs: NotRequired[int | None]
+    max_batch: NotRequired[int]
+    environment: NotRequired[dict[str, Any]]
+    fingerprint: NotRequired[str]
+    tuning: NotRequired[dict[str, Any]]  # as `export.tune.tune` returns it
+
+
 @dataclass(frozen=True)
 class Artifact:
-    """One exported network: its folder and its manifest (the contract's, parsed)."""
+    """One exported network: its folder and its manifest."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     version: str = ""
     created: datetime | None = None  # as BentoML's store has it; None for a folder outside the store
 
     @property
     def network(self) -> str:
         """Its name: one of `models.SPECS`, or the one that `export --name` gave."""
-        return str(self.manifest["network"])
+        return self.manifest["network"]
 
     @property
     def architecture(self) -> str | None:
         """The row of `models.SPECS` that it is built by; None for a network of the user's own."""
         # Manifests from before `--name` have the family only: "custom" was a network of the user's own.
         own = self.manifest.get("family") == "custom"
-        row = self.manifest.get("architecture", None if own else self.network)
-        return None if row is None else str(row)
+        return self.manifest.get("architecture", None if own else self.network)
 
     @property
     def exported(self) -> str:
@@ -68,7 +127,7 @@ class Artifact:
 
     @property
     def classes(self) -> int:
-        return int(self.manifest["classes"])
+        return self.manifest["classes"]
 
     @cached_property
     def preprocess(self) -> Preprocess:
@@ -109,7 +168,7 @@ class Artifact:
         return path
 
     def graphs(self) -> dict[tuple[str, str], str]:
-        """The file for every (engine, precision) this artifact can run with, in the manifest's order."""
+        """The file for every (engine, precision) that can run this artifact, in the manifest's order."""
         return {
             (engine, record["precision"]): name
             for name, record in self.manifest["files"].items()
@@ -127,7 +186,7 @@ def load(folder: Path, version: str = "", created: datetime | None = None) -> Ar
         raise ArtifactError(f"{folder} holds no readable {MANIFEST} ({error}); export the network again") from error
     if missing:
         raise ArtifactError(f"{path} lacks {', '.join(sorted(missing))}; export the network again")
-    return Artifact(folder, manifest, version, created)
+    return Artifact(folder, cast(Manifest, manifest), version, created)
 
 
 # --- the store --------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ class Model:
         manifest = {key: value for key, value in self.artifact.manifest.items() if key != "environment"}
         files = {
             name: {key: value for key, value in record.items() if key != "command"}
-            for name, record in manifest["files"].items()
+            for name, record in self.artifact.manifest["files"].items()
         }
         return {**self.identity, "manifest": {**manifest, "files": files}}
 

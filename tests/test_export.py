@@ -318,8 +318,8 @@ def test_the_engine_that_runs_is_the_engine_named(tiny: Artifact) -> None:
     [
         ([], 2, "name a network"),
         (["resnet5"], 2, "did you mean"),
-        (["lenet5", "--precision", "fp7"], 2, "choose of fp32"),
-        (["lenet5", "--engine", "abacus"], 2, "choose of onnxruntime, openvino"),
+        (["lenet5", "--precision", "fp7"], 2, "choose from fp32"),
+        (["lenet5", "--engine", "abacus"], 2, "choose from onnxruntime, openvino"),
         (["lenet5", "--weights", "nowhere.pth"], 2, "is neither a file nor"),
         (["lenet5", "--max-batch", "0"], 2, "at least 1"),
         (["lenet5", "--labels", "nowhere.txt"], 2, "nowhere.txt"),

@@ -85,7 +85,7 @@ def flat(folder: Path, rename: Callable[[str], str] = str) -> Path:
 
 
 def images(network: Network, precisions: tuple[str, ...] = ("fp32", "int8"), **options: Path | None) -> Images:
-    return Images(network, precisions, Namespace(**{"calibration": None, "images": None, **options}))
+    return Images(network, precisions, options.get("calibration"), options.get("images"))
 
 
 def test_photographs_are_known_by_their_contents_and_classes(lenet5: Network, tmp_path: Path) -> None:
