@@ -22,7 +22,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Accuracy:
-    """`hits` of `images` right, in percent, with Wilson's 95 % interval (JASA 22, 1927)."""
+    """The share of `hits` in `images` in percent, with Wilson's 95 % interval (JASA 22, 1927)."""
 
     hits: int
     images: int
@@ -47,7 +47,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found; `predictions` holds the top five [class, probability] of every photograph."""
+    """The result of `evaluate`; `predictions` holds the top five (class, probability) of every photograph."""
 
     tag: str
     engine: str
@@ -104,7 +104,7 @@ def _from_table(table: Path, classes: int) -> dict[Path, int]:
         rows = json.loads(table.read_text("utf-8")).items()
         found = {table.parent / str(name): int(index) for name, index in rows}
     except (ValueError, AttributeError, TypeError) as error:
-        raise Failure(f"{table}: expected an object from file name to class index ({error})") from error
+        raise Failure(f"{table}: expected a JSON object from file name to class index ({error})") from error
     absent = [path.name for path in found if not path.is_file()]
     if absent:
         raise Failure(f"{table} names {len(absent)} files that are not there, {absent[0]} the first")
@@ -115,7 +115,7 @@ def _from_table(table: Path, classes: int) -> dict[Path, int]:
 
 
 def _classes_by_name(labels: Sequence[Label]) -> dict[str, set[int]]:
-    """Every class that a folder's name can mean: two may share a label, and a label may be another's index."""
+    """The classes that each folder's name can mean: two may share a label, and a label may be another's index."""
     classes: dict[str, set[int]] = {}
     for index, label in enumerate(labels):
         for name in {str(index), label.label, label.synset} - {None, ""}:
@@ -124,12 +124,12 @@ def _classes_by_name(labels: Sequence[Label]) -> dict[str, set[int]]:
 
 
 def sides(artifact: Artifact, engine: str = "all", precision: str = "all") -> list[tuple[str, str]]:
-    """The (engine, precision) pairs of `artifact` that fit the wish and are installed here; "all" fits every one."""
+    """The (engine, precision) pairs of `artifact` that are asked for and installed here; "all" asks for every one."""
     installed = available()
     fitting = [
         (e, p) for e, p in artifact.graphs() if e in installed and engine in ("all", e) and precision in ("all", p)
     ]
-    return fitting or [choose(artifact, engine, precision)[:2]]  # which says what there is
+    return fitting or [choose(artifact, engine, precision)[:2]]  # whose error says what there is
 
 
 def evaluate(artifact: Artifact, folder: Path, engine: str = "auto", precision: str = "auto") -> Evaluation:

@@ -1,4 +1,4 @@
-"""A classifier that someone else exported: checked, and given the form that ours have."""
+"""A classifier in an ONNX file of others: checked, and given the inputs and outputs that ours have."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ SCALING = (
 
 @dataclass(frozen=True)
 class Form:
-    """What a foreign graph takes and gives."""
+    """The input and the output of someone else's graph."""
 
     input: str
     layout: Literal["NCHW", "NHWC"]
     size: int
     channels: int
-    integer: bool  # uint8 input: it normalises by itself
+    integer: bool  # uint8 input: the graph normalises by itself
     output: str
     classes: int
-    probabilities: bool  # its output sums to one already
+    probabilities: bool  # its output already sums to one
 
 
 class Foreign(nn.Module):
-    """The graph as it came, run by ONNX Runtime: normalised float NCHW -> logits. What parity is judged against."""
+    """The original graph in ONNX Runtime, from normalised float NCHW to logits; parity compares with it."""
 
     def __init__(self, path: Path, form: Form) -> None:
         import onnxruntime as ort
@@ -55,7 +55,7 @@ class Foreign(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.form.layout == "NCHW" else x.permute(0, 2, 3, 1)
         array = x.round().to(torch.uint8).numpy() if self.form.integer else x.contiguous().numpy()
-        # One image at a time: a graph with a fixed batch of one takes no more.
+        # One image at a time, because a graph with a fixed batch of one takes no more.
         rows = [self._session.run([self.form.output], {self.form.input: row[None]})[0] for row in array]
         out = torch.from_numpy(np.concatenate(rows).reshape(len(rows), -1))
         return out.clamp_min(1e-30).log() if self.form.probabilities else out
@@ -72,9 +72,9 @@ def read(
     labels: Sequence[Label] = (),
     name: str | None = None,
 ) -> Network:
-    """The classifier in `path` as a `Network`; what the file does not say must be said by the flags of the same name.
+    """The classifier in `path` as a `Network`. What the file does not say comes from the options of the same name.
 
-    Raises `Failure` for a file that is no ONNX classifier of images, `Usage` for what must be said.
+    Raises `Failure` if the file is not an ONNX classifier of images, and `Usage` if an option is missing or wrong.
     """
     if not path.is_file():
         raise Usage(f"--onnx {path}: no such file")
@@ -83,15 +83,17 @@ def read(
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf, the checker and the file system raise types of their own
         reason = str(error).strip().splitlines()
-        raise Failure(f"{path.name} is no valid ONNX model: {reason[0] if reason else type(error).__name__}") from error
+        raise Failure(
+            f"{path.name} is not a valid ONNX model: {reason[0] if reason else type(error).__name__}"
+        ) from error
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if opset < OLDEST_OPSET:
-        raise Failure(f"{path.name} is of opset {opset}; {OLDEST_OPSET} is the oldest taken: export it again, newer")
+        raise Failure(f"{path.name} is of opset {opset}; export it again with {OLDEST_OPSET} or newer")
     form = _form(model, path, layout, crop)
     if form.integer and (mean or std):
-        raise Usage(f"{path.name} takes uint8 and normalises by itself; leave --mean and --std out")
+        raise Usage(f"{path.name} takes uint8 and normalises by itself: leave out --mean and --std")
     if not form.integer and not (mean and std):
-        raise Usage(f"{path.name} takes floats: say how its pixels are scaled: {SCALING}")
+        raise Usage(f"{path.name} takes floats; pass how its pixels are scaled: {SCALING}")
     try:
         recipe = Preprocess(
             resize=resize or round(form.size * 256 / 224),
@@ -124,8 +126,8 @@ def _form(model: onnx.ModelProto, path: Path, layout: str | None, crop: int | No
     inputs = [i for i in model.graph.input if i.name not in constants]
     if len(inputs) != 1 or len(model.graph.output) != 1:
         raise Failure(
-            f"{path.name} has {len(inputs)} inputs and {len(model.graph.output)} outputs; a classifier has one image "
-            "in and one score per class out"
+            f"{path.name} has {len(inputs)} inputs and {len(model.graph.output)} outputs; a classifier takes one "
+            "image and gives one score for each class"
         )
     tensor = inputs[0].type.tensor_type
     dims = [d.dim_value or None for d in tensor.shape.dim]
@@ -136,15 +138,15 @@ def _form(model: onnx.ModelProto, path: Path, layout: str | None, crop: int | No
     if layout is None:
         found = [name for name, fit in fits.items() if fit]
         if len(found) != 1:
-            raise Usage(f"{path.name} takes {dims}: which are the channels? Pass --layout NCHW or NHWC")
+            raise Usage(f"{path.name} takes {dims}: which of them are the channels? Pass --layout NCHW or NHWC")
         layout = found[0]
     height, width, channels = (dims[2], dims[3], dims[1]) if layout == "NCHW" else (dims[1], dims[2], dims[3])
     size = height or crop
     if size is None:
-        raise Usage(f"{path.name} takes pictures of any size: pass --crop, the side it was trained on")
+        raise Usage(f"{path.name} takes pictures of any size: pass --crop with the size it was trained on")
     if (width or size) != size or (crop and crop != size) or (channels or 3) not in (1, 3):
         raise Failure(
-            f"{path.name} takes {dims} as {layout}; expected square pictures of 1 or 3 channels, --crop fitting"
+            f"{path.name} takes {dims} as {layout}; expected square pictures of 1 or 3 channels, of the size of --crop"
         )
     out = model.graph.output[0].type.tensor_type
     wide = [d.dim_value for d in out.shape.dim][1:]
@@ -171,21 +173,21 @@ def _with_range(foreign: Foreign, form: Form) -> Form:
         raise Failure(f"{foreign.path.name} does not run: {reason[0] if reason else type(error).__name__}") from error
     if scores.shape[1] < 2:
         raise Failure(
-            f"{foreign.path.name} gives {scores.shape[1]} value for a picture; a classifier gives one per class"
+            f"{foreign.path.name} gives {scores.shape[1]} value for a picture; a classifier gives one for each class"
         )
     sums = bool((scores >= 0).all()) and torch.allclose(scores.sum(1), torch.ones(2), atol=1e-3)
     return dataclasses.replace(form, classes=scores.shape[1], probabilities=sums)
 
 
 def wrap(network: Network, path: Path, max_batch: int) -> None:
-    """Write the foreign graph in our form: uint8 NHWC in, probabilities out, any batch up to `max_batch`.
+    """Write someone else's graph in our form: uint8 NHWC in, probabilities out, any batch up to `max_batch`.
 
-    Raises `Failure` where the graph was built for one batch size and cannot take another.
+    Raises `Failure` if the graph was built for one batch size and cannot take another.
     """
     foreign = network.module
     assert isinstance(foreign, Foreign)
     form, recipe = foreign.form, network.preprocess
-    # Prefixed, so that none of its names is one of ours.
+    # The prefix keeps its names apart from ours.
     model = onnx.compose.add_prefix(_at_opset(onnx.load(foreign.path), foreign.path.name), PREFIX)
     form = dataclasses.replace(form, input=PREFIX + form.input, output=PREFIX + form.output)
     graph = model.graph
@@ -232,16 +234,16 @@ def wrap(network: Network, path: Path, max_batch: int) -> None:
 
 
 def _at_opset(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """`model` at our opset, where a converter for all its operators exists; else as it is, if that is recent enough."""
+    """`model` at our opset, if it can be converted; else unchanged, if its opset is new enough."""
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     if opset == OPSET:
         return model
     try:
         return onnx.version_converter.convert_version(model, OPSET)
-    except Exception as error:  # the converter raises RuntimeError and types of its own
+    except Exception as error:  # the converter raises RuntimeError and its own types
         if opset >= 13:
             return model
-        raise Failure(f"{name} is of opset {opset} and cannot be brought to {OPSET}: export it again, newer") from error
+        raise Failure(f"{name} is of opset {opset} and cannot be converted: export it again with {OPSET}") from error
 
 
 def _try_batches(path: Path, recipe: Preprocess, max_batch: int, name: str) -> None:

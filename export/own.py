@@ -1,4 +1,4 @@
-"""A network of the user's own: what --module gives, or the graph that --onnx names."""
+"""A network of the user's own, from --module or from --onnx."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def network(options: argparse.Namespace, labels: Sequence[Label]) -> Network:
-    """The network that --onnx or --module names, under the labels given. Raises `Usage` where these do not fit it."""
+    """The network that --onnx or --module names, with the labels given. Raises `Usage` if these do not fit it."""
     if options.onnx:
         from export.from_onnx import read
 
@@ -47,7 +47,7 @@ def network(options: argparse.Namespace, labels: Sequence[Label]) -> Network:
 
 
 def named(made: Network, name: str | None, as_traced: bool = False) -> Network:
-    """`made` under `name`, else under its own. Raises `Usage` as `check_name` does."""
+    """`made` called `name`, or by its own name. Raises `Usage` as `check_name` does."""
     if name is None:
         name = f"{made.name}_traced" if as_traced else made.name
     check_name(name, made.row.name if made.row else None)
@@ -55,18 +55,18 @@ def named(made: Network, name: str | None, as_traced: bool = False) -> Network:
 
 
 def check_name(name: str, architecture: str | None) -> None:
-    """Raises `Usage` for what cannot be a name, and for that of a network other than `architecture` (None: yours)."""
+    """Raise `Usage` if `name` cannot be a name, or is that of a network other than `architecture` (None: your own)."""
     from models.weights import NAME, NAME_RULE
 
     if not NAME.fullmatch(name):
         raise Usage(f"--name {name!r}: {NAME_RULE}")
     if name in SPECS and name != architecture:
         what = architecture or "a network of your own"
-        raise Usage(f"{name} is the name of a network, and this is {what}: give it a name of its own with --name")
+        raise Usage(f"{name} is the name of a network, but this is {what}: give it another with --name")
 
 
 def _from_callable(reference: str, called: str | None, classes: int | None) -> Network:
-    """The `Network` that MODULE:CALLABLE gives; a bare nn.Module is taken to want ImageNet's recipe."""
+    """The `Network` that MODULE:CALLABLE returns; a bare nn.Module gets ImageNet's preprocessing."""
     from torch import nn
 
     from models.weights import Network, Weights

@@ -1,4 +1,4 @@
-"""The gate between a file and the store: the same network as its PyTorch original, or nothing is saved."""
+"""The comparison that a file must pass before it is saved: it must answer as its PyTorch original does."""
 
 from __future__ import annotations
 
@@ -21,38 +21,39 @@ Run = Callable[[Pixels], Scores]
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 EXAMPLES = Path(__file__).parents[1] / "examples"
-LIMITS = Limits(pixels=89_478_485, seconds=60.0)  # of the user's own photographs; Pillow warns above that size
+LIMITS = Limits(pixels=89_478_485, seconds=60.0)  # for the user's own photographs; Pillow warns above that size
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a file must keep; None is not asked for. Errors are of the worst image, the cosine is the mean."""
+    """What a file must keep; None is not asked for. Errors are those of the worst image, the cosine is the mean."""
 
     on: str  # "all" inputs, or the "photographs" among them
     max_abs_error: float | None  # of a probability
     max_relative_error: float | None  # of the logits, relative to the largest of the image
     min_cosine: float  # of the probabilities
-    lead: float  # an answer counts where the reference's first class leads the second by more than this
+    lead: float  # an answer counts if the reference's first class leads the second by more than this
     agreement: float | None  # the share of those answers that must stay the same
-    top1_loss: float | None = None  # percentage points, where the photographs are labelled
+    top1_loss: float | None = None  # percentage points, if the photographs are labelled
 
 
-# float32 differs by the order of additions alone, so every answer that is no tie must stay. Reordering was seen to give
-# relative errors of 1e-6 on trained networks and up to 1e-4 on untrained residual ones; a wrong epsilon, padding or
+# float32 differs only by the order of additions, so every answer that is not a tie must stay. Another order gave
+# relative errors of 1e-6 on trained networks and up to 1e-4 on untrained residual ones. A wrong epsilon, padding or
 # rounding mode gives 1e-2 and more.
 #
-# float16 keeps 11 bits: 5e-4 a step, a few of them over a deep network.
+# float16 keeps 11 bits. One step is 5e-4, and a deep network adds up a few of them.
 #
-# INT8 moves probabilities; what a user notices is a confident answer that changes. Noise and flat colours lie outside
-# the ranges any calibration sees, so only photographs judge it.
+# INT8 moves probabilities. What a user notices is a confident answer that changes. Noise and flat colours lie outside
+# the ranges that any calibration sees, so only photographs judge it.
 THRESHOLDS = {
     "fp32": Thresholds("all", 1e-3, 1e-3, 0.99999, lead=1e-3, agreement=1.0),
     "fp16": Thresholds("all", 5e-2, 5e-2, 0.999, lead=0.05, agreement=0.995),
     "int8": Thresholds("photographs", None, None, 0.99, lead=0.1, agreement=0.99, top1_loss=1.0),
 }
 
-# Untrained networks have hardly a lead to keep, and random layers magnify rounding as trained ones do not: the cosine
-# decides. Two unrelated outputs of ours have a cosine near 0.02, so these bounds still tell a network from another.
+# The cosine decides for untrained networks. Their first class hardly leads, and random layers magnify rounding more
+# than trained ones do. Two unrelated outputs of ours have a cosine near 0.02, so these bounds still tell two networks
+# apart.
 UNTRAINED = {
     "fp32": THRESHOLDS["fp32"],
     "fp16": Thresholds("all", None, None, 0.99, lead=0.1, agreement=None),
@@ -65,13 +66,13 @@ def limits(precision: str, weights: str) -> Thresholds:
     return (UNTRAINED if weights == "untrained" else THRESHOLDS)[precision]
 
 
-# Below this a probability says nothing, and its logarithm would magnify rounding.
+# A smaller probability means nothing, and its logarithm would magnify rounding.
 NEGLIGIBLE = 1e-9
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was compared and what came out, as the manifest records it. Agreements are shares of the images."""
+    """What was compared and the result, as the manifest records it. Agreements are shares of the images."""
 
     max_abs_error: float
     max_relative_error: float
@@ -96,9 +97,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The images a comparison is made on: uint8 [n, height, width, channels], each with its name and its group.
+    """The images of a comparison: uint8 [n, height, width, channels], each with its name and its group.
 
-    `truth` holds the class of each image where the photographs are labelled, -1 where it is not known.
+    `truth` holds the class of each image, and -1 if it is not known.
     """
 
     batch: Pixels
@@ -111,20 +112,20 @@ class Inputs:
 
 
 def photographs(folder: Path, limit: int | None = None) -> list[Path]:
-    """The image files under `folder` in the order of their names; `Failure` when there are none."""
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
-    if not found:
+    """The image files under `folder` in the order of their names. Raises `Failure` if there are none."""
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not paths:
         raise Failure(f"{folder} holds no photographs ({', '.join(sorted(SUFFIXES))})")
-    return found[:limit]
+    return paths[:limit]
 
 
 def examples(recipe: Preprocess) -> list[Path]:
-    """The photographs, or the digits for a network that takes grey, that come with the project."""
+    """The photographs that come with the project, or its digits for a network that takes grey images."""
     return photographs(EXAMPLES / ("photographs" if recipe.channels == 3 else "digits"))
 
 
 def read(path: Path, recipe: Preprocess) -> Pixels:
-    """The pixels of one image file, as the service decodes it; `Failure` names one that is not readable."""
+    """The pixels of one image file, decoded as the service does. Raises `Failure` if it is not readable."""
     try:
         return decode(path.read_bytes(), recipe, LIMITS)
     except (RequestError, OSError) as error:
@@ -134,7 +135,7 @@ def read(path: Path, recipe: Preprocess) -> Pixels:
 def inputs(
     recipe: Preprocess, files: Sequence[Path] = (), truth: Mapping[Path, int] | None = None, seed: int = 0
 ) -> Inputs:
-    """Real photographs (the examples' when `files` is empty), and inputs at the edges of what can arrive."""
+    """The photographs in `files` (the examples if it is empty), random images, and extreme ones."""
     files = files or examples(recipe)
     images = [(path.name, "photographs", read(path, recipe)) for path in files]
     random = np.random.default_rng(seed)
@@ -154,7 +155,7 @@ def inputs(
 
 
 def scores(run: Run, batch: Pixels, sizes: Sequence[int], description: str) -> Scores:
-    """`run` over `batch` in pieces of the `sizes` in turn, so that more than one batch size is exercised."""
+    """The scores of `run` over `batch`, in pieces of the `sizes` in turn, so that it meets several batch sizes."""
     pieces: list[Pixels] = []
     start = 0
     while start < len(batch):
@@ -164,12 +165,12 @@ def scores(run: Run, batch: Pixels, sizes: Sequence[int], description: str) -> S
 
 
 def compare(reference: Scores, candidate: Scores, images: Inputs, limits: Thresholds) -> Verdict:
-    """Hold `candidate` against `reference` (probabilities [n, classes]) under `limits`."""
+    """Compare `candidate` with `reference` (probabilities [n, classes]) under `limits`."""
     if reference.shape != candidate.shape:
-        raise Failure(f"the file gives shape {candidate.shape}, its original {reference.shape}")
+        raise Failure(f"the file gives shape {candidate.shape}, but its original {reference.shape}")
     if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
         who = "the file" if np.isfinite(reference).all() else "the PyTorch original"
-        raise Failure(f"{who} gives values that are not finite numbers; are the weights damaged or out of range?")
+        raise Failure(f"{who} gives values that are not finite; are the weights damaged or out of range?")
     judged = np.array([limits.on in ("all", group) for group in images.groups])
     names = [name for name, counts in zip(images.names, judged, strict=True) if counts]
     truth = np.array(images.truth or (-1,) * len(images.names))[judged]
@@ -198,10 +199,11 @@ def compare(reference: Scores, candidate: Scores, images: Inputs, limits: Thresh
     hold("max abs error", top[0], ">", limits.max_abs_error, top[0] > (limits.max_abs_error or 0))
     hold("relative error", top[1], ">", limits.max_relative_error, top[1] > (limits.max_relative_error or 0))
     hold("cosine", top[2], "<", limits.min_cosine, top[2] < limits.min_cosine)
-    # Of n answers, the share that may change rounds up to whole answers: one in a handful says little of a percentage.
+    # The share that may change is rounded up to whole answers, because one answer among a few says little about a
+    # share.
     allowed = math.ceil((1 - (limits.agreement or 0)) * len(confident))
     hold("agreement", agreement, "<", limits.agreement, flips > allowed)
-    one = 100 / max(int(known.sum()), 1)  # a single photograph may be worth more than a percentage point
+    one = 100 / max(int(known.sum()), 1)  # one photograph may be more than a percentage point
     hold("top-1 loss", loss, ">", limits.top1_loss, (loss or 0) > max(limits.top1_loss or 0, one) + 1e-9)
 
     worst = int(np.argmax(np.where(~same & (lead > limits.lead), 1e9, 0) + relative))
@@ -222,19 +224,18 @@ def compare(reference: Scores, candidate: Scores, images: Inputs, limits: Thresh
 
 
 def _relative_error(reference: np.ndarray[Any, Any], candidate: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Per image, the largest difference of the logits over the largest logit, read back from the probabilities.
+    """For each image, the largest difference of the logits over the largest logit, computed from the probabilities.
 
-    Softmax loses only a constant, so centred logarithms are the logits. The divisor is at least 1: of a network that
-    answers every image alike, small differences are small.
+    Softmax loses only a constant, so centred logarithms are the logits. The divisor is at least 1, so that small
+    differences stay small for a network that gives every image the same answer.
     """
-    heard = (reference > NEGLIGIBLE) | (candidate > NEGLIGIBLE)
+    counted = (reference > NEGLIGIBLE) | (candidate > NEGLIGIBLE)
     r, c = (np.log(np.maximum(p, NEGLIGIBLE)) for p in (reference, candidate))
-    r, c = (z - (z * heard).sum(1, keepdims=True) / heard.sum(1, keepdims=True) for z in (r, c))
-    error: np.ndarray[Any, Any] = (np.abs(r - c) * heard).max(1) / np.maximum((np.abs(r) * heard).max(1), 1.0)
+    r, c = (z - (z * counted).sum(1, keepdims=True) / counted.sum(1, keepdims=True) for z in (r, c))
+    error: np.ndarray[Any, Any] = (np.abs(r - c) * counted).max(1) / np.maximum((np.abs(r) * counted).max(1), 1.0)
     return error
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """The verdict of a file that several engines run: the first that failed, else the one with the largest error."""
-    ranked = sorted(verdicts, key=lambda v: (v.passed, -v.max_relative_error))
-    return ranked[0]
+    """Of the verdicts of several engines on one file, the first that failed, else the one with the largest error."""
+    return min(verdicts, key=lambda v: (v.passed, -v.max_relative_error))

@@ -1,7 +1,7 @@
-"""ONNX -> INT8, one recipe per family of engines: no quantized file serves them all.
+"""ONNX to INT8, with one recipe for each family of engines, because no quantized file suits them all.
 
 int8-cpu.onnx       activations U8 asymmetric, weights S8 per channel: all INT8 in ONNX Runtime and in OpenVINO
-int8-tensorrt.onnx  both S8 symmetric, biases in float, residual sums left for TensorRT to fuse
+int8-tensorrt.onnx  both S8 symmetric, biases in float, residual sums in a form that TensorRT fuses
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from models.preprocess import Pixels
 if TYPE_CHECKING:
     import onnx
 
-# Ranges settle early: beyond some dozens of photographs, more change accuracy by less than its own interval.
+# Ranges settle early: after some dozens of photographs, more of them change accuracy by less than its interval.
 CALIBRATION_IMAGES = 64
 
-# Layers that carry weights; the rest follows what feeds it.
+# The layers with weights; the others take the precision of their input.
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
@@ -34,7 +34,7 @@ POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one family of engines wants its quantized graph, in the words of ONNX Runtime's quantizer."""
+    """The quantized graph that one family of engines needs, in terms of ONNX Runtime's quantizer."""
 
     file: str
     engines: tuple[str, ...]
@@ -54,17 +54,17 @@ RECIPES = {
             "WeightSymmetric": True,
             "QuantizeBias": False,
             "AddQDQPairToWeight": True,
-            # TensorRT fuses what follows these into them; a pair in between would stop it.
+            # TensorRT fuses these with what follows; a quantize-dequantize pair in between would prevent that.
             "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "Add", *POOLS],
         },
-        # Tensor cores want multiples of 16: the first layer is faster, and more accurate, as it is.
+        # Tensor cores need multiples of 16, so the first layer is faster, and more accurate, in float.
         fewest_channels=16,
     ),
 }  # fmt: skip
 
 
 class Calibrated:
-    """A float graph with the ranges of its tensors over a set of images, from which quantized graphs are made."""
+    """A float graph and the ranges of its tensors over a set of images; quantized graphs are made from it."""
 
     def __init__(self, graph: Path, images: Pixels, folder: Path, description: str = "") -> None:
         import onnx
@@ -80,7 +80,7 @@ class Calibrated:
         self._channels = self._input_channels()
 
     def layers(self) -> dict[str, str]:
-        """The layers with weights in graph order: node name to the name of its weights."""
+        """The layers with weights in graph order, from the node's name to the name of its weights."""
         return {
             node.name: node.input[1].removeprefix("network.").removesuffix(".weight")
             for node in self._nodes
@@ -88,7 +88,7 @@ class Calibrated:
         }
 
     def quantize(self, path: Path, recipe: Recipe, keep_float: Sequence[str] = ()) -> None:
-        """Write the graph quantized by `recipe` to `path`, the layers (node names) in `keep_float` left as they are."""
+        """Write the graph quantized by `recipe` to `path`; the layers (node names) in `keep_float` stay in float."""
         import onnx
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -115,7 +115,7 @@ class Calibrated:
         onnx.save(model, path)
 
     def _untouched(self) -> list[str]:
-        """Normalisation ahead of the first layer, local response normalization, and softmax: all need their range."""
+        """The nodes that need the range of floats: normalisation before the first layer, LRN, and softmax."""
         first = next((i for i, node in enumerate(self._nodes) if node.op_type in WEIGHTED), 0)
         band = [n.name for n in self._nodes if n.op_type == "Conv" and n.input[1].endswith("lrn_band")]
         delicate = {"Softmax", "Sqrt", "Div", "Pow", "Reciprocal", "Mul"}
@@ -138,11 +138,11 @@ class Calibrated:
         }
 
 
-def _Reader(images: Pixels, description: str) -> Any:  # noqa: N802 - the class it makes is ONNX Runtime's to derive from
+def _Reader(images: Pixels, description: str) -> Any:  # noqa: N802 - its class derives from ONNX Runtime's
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """One image at a time, in their order, so that two runs see the same."""
+        """One image at a time and in order, so that two runs see the same."""
 
         def __init__(self) -> None:
             self._images: Iterator[Any] = iter(progress(images, description, total=len(images)))
@@ -158,7 +158,7 @@ def _Reader(images: Pixels, description: str) -> Any:  # noqa: N802 - the class 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the quantizer's advice about its own options from the user."""
+    """Hide the quantizer's advice about its own options from the user."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -173,9 +173,9 @@ def quiet() -> Iterator[None]:
 
 
 def leave_sums_fusable(model: onnx.ModelProto) -> None:
-    """Feed every residual Add with its convolution's own output instead of the quantized copy.
+    """Connect every residual Add with the convolution's own output instead of its quantized copy.
 
-    TensorRT fuses Conv + Add + ReLU only when nothing stands between the convolution and the sum; the other input stays
+    TensorRT fuses Conv + Add + ReLU only if nothing is between the convolution and the sum. The other input stays
     quantized, so that the sum reads INT8.
     """
     producers = {output: node for node in model.graph.node for output in node.output}
@@ -193,7 +193,7 @@ def leave_sums_fusable(model: onnx.ModelProto) -> None:
 
 
 def share_concat_scales(model: onnx.ModelProto) -> None:
-    """Give all inputs of one Concat the largest of their scales, so that joining them is a copy."""
+    """Give all inputs of one Concat the largest of their scales, so that they are joined by a copy."""
     from onnx import numpy_helper
 
     constants = {w.name: w for w in model.graph.initializer}
@@ -224,13 +224,13 @@ def _drop_unused(model: onnx.ModelProto) -> None:
         model.graph.initializer.remove(constant)
 
 
-# --- which layers cannot bear it --------------------------------------------------------------------------------------
+# --- which layers must stay in float ----------------------------------------------------------------------------------
 
 GROUPS = 12
 
 
 def groups_of(layers: Sequence[str]) -> list[list[str]]:
-    """`layers` in graph order as at most `GROUPS` runs; the first and the last, often the most damaging, alone."""
+    """`layers` in graph order, in at most `GROUPS` groups; the first and the last layer, often the worst, are alone."""
     if len(layers) <= GROUPS:
         return [[layer] for layer in layers]
     inner = np.array_split(np.array(layers[1:-1]), GROUPS - 2)
@@ -238,7 +238,7 @@ def groups_of(layers: Sequence[str]) -> list[list[str]]:
 
 
 def calibration_record(folder: Path | None, images: int) -> dict[str, Any]:
-    """What the manifest says of the images the ranges come from; `folder` None: seeded pictures."""
+    """What the manifest says about the images that gave the ranges; without a `folder` they are seeded pictures."""
     return {
         "source": folder.name if folder else "seeded pictures and the examples",
         "images": images,

@@ -1,7 +1,7 @@
-"""ONNX -> TensorRT plan: one optimisation profile per batch bucket, and proof of the precision that was asked for.
+"""ONNX to a TensorRT plan: one optimisation profile for each batch size, and proof of the precision.
 
-tensorrt      compiles by timing kernels on the GPU that will run the plan; the plan runs on no other
-tensorrt-rtx  compiles ahead of time, on any machine, for every GPU it supports; kernels are made when the plan loads
+tensorrt      times kernels on the GPU that will run the plan; the plan runs on no other GPU
+tensorrt-rtx  compiles on any machine for every GPU it supports; kernels are made when the plan is loaded
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from serving.trt import gpu, load_module, logger
 
 Engine = Literal["tensorrt", "tensorrt-rtx"]
 
-# TensorRT tunes a profile at one batch size; sizes in between are padded to the next.
+# TensorRT tunes a profile for one batch size. Batches in between are padded to the next.
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 # 0 builds fastest, 5 searches longest; 3 is TensorRT's own default.
 OPTIMIZATION_LEVEL = 3
 
-# The layers that hold nearly all of a classifier's arithmetic: their types are its precision.
+# These layers do nearly all of a classifier's arithmetic, so their types are its precision.
 ARITHMETIC = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 
-# Layers that only move values: a quantized value behind one is still quantized.
+# These layers only move values: a quantized value is still quantized after one of them.
 MOVES = ("SHUFFLE", "IDENTITY", "SQUEEZE", "UNSQUEEZE")
 
 PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "INT8": "int8"}
@@ -39,7 +39,7 @@ PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "INT8": "int8"}
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """What the manifest keeps of a plan; `serving.trt.check_record` holds it against the machine that would run it."""
+    """The manifest's record of a plan. `serving.trt.check_record` compares it with the machine that would run it."""
 
     engine: str
     engine_version: str
@@ -47,7 +47,7 @@ class PlanRecord:
     layers: dict[str, int]  # convolutions and matrix products by precision, in the network as TensorRT read it
     engine_layers: dict[str, int] | None  # layers by output precision in the plan; None: no GPU here to open it
     buckets: list[int]
-    any_batch: int | None  # the profile that takes every size up to the largest, for servers that do not pad
+    any_batch: int | None  # the profile for every size up to the largest, for servers that do not pad
     input: str
     output: str
     gpu: str | None  # None: compiled for every GPU that TensorRT-RTX supports
@@ -69,7 +69,7 @@ def buckets_up_to(max_batch: int) -> tuple[int, ...]:
 
 
 def plan_name(record: PlanRecord) -> str:
-    """<engine>-<precision>-<gpu>.plan, "any" where the plan is tied to no GPU."""
+    """<engine>-<precision>-<gpu>.plan; "any" if the plan does not belong to one GPU."""
     words = "".join(c if c.isalnum() else " " for c in (record.gpu or "any").lower()).split()
     return f"{record.engine}-{record.precision}-{'-'.join(words)}.plan"
 
@@ -88,20 +88,20 @@ def build_plan(
 ) -> PlanRecord:
     """Compile `onnx` (uint8 [n, *shape] in) to `plan`, with one profile for every batch size in `buckets`.
 
-    `workspace_mb` limits the scratch memory of kernels (None: all there is). `timing_cache` is a file where tensorrt
-    keeps what it timed, and from which the next build takes it; tensorrt-rtx times nothing and ignores it.
-    Raises `Failure` when the engine is not installed, the graph cannot be read, or its precision is not `precision`.
+    `workspace_mb` limits the scratch memory of kernels (None: all there is). `timing_cache` is a file in which tensorrt
+    keeps its timings for the next build; tensorrt-rtx times nothing and ignores it. Raises `Failure` if the engine is
+    not installed, if the graph cannot be read, or if its precision is not `precision`.
     """
     module, here = load_module(engine), None
     if engine == "tensorrt":
         here = gpu()
         if here is None:
             raise Failure(
-                "tensorrt builds a plan on the GPU that will run it, and this machine shows none; "
-                "build there, or use engine tensorrt-rtx, which needs no GPU to build"
+                "tensorrt builds a plan on the GPU that will run it, but this machine has none; "
+                "build there, or use engine tensorrt-rtx, which builds without a GPU"
             )
     started = time.monotonic()
-    logger(module).take()  # what is not about this plan
+    logger(module).take()  # drop messages about other plans
     builder = module.Builder(logger(module))
     network = builder.create_network(0)
     parser = module.OnnxParser(network, logger(module))
@@ -113,15 +113,15 @@ def build_plan(
     config = builder.create_builder_config()
     config.builder_optimization_level = optimization_level
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
-    # float32 means float32: TF32 would drop 13 bits of every factor.
+    # float32 has to be float32: TF32 would drop 13 bits of every factor.
     config.clear_flag(module.BuilderFlag.TF32)
     if hasattr(module.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
-        # What allocates while it runs cannot be captured in a CUDA graph.
+        # A CUDA graph cannot capture layers that allocate while they run.
         config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if workspace_mb is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, workspace_mb << 20)
     sizes = sorted(set(buckets))
-    # Triton forms batches of every size and does not pad them; it has no backend for TensorRT-RTX.
+    # Triton forms batches of every size and does not pad them. It has no backend for TensorRT-RTX.
     any_batch = len(sizes) if engine == "tensorrt" and len(sizes) > 1 else None
     _add_profiles(builder, config, source, shape, [(size, size) for size in sizes])
     if any_batch is not None:
@@ -165,9 +165,9 @@ def build_plan(
 
 
 def _parse(parser: Any, onnx: Path, engine: str) -> None:
-    """Read `onnx` into the parser's network; `Failure` lists everything that TensorRT cannot take."""
+    """Read `onnx` into the parser's network. Raises `Failure` with everything that TensorRT cannot take."""
     if not onnx.is_file():
-        raise Failure(f"{onnx} is no file; export the network first")
+        raise Failure(f"{onnx} is not a file; export the network first")
     if parser.parse_from_file(str(onnx)):
         return
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
@@ -176,7 +176,7 @@ def _parse(parser: Any, onnx: Path, engine: str) -> None:
 
 
 def _ends(module: Any, network: Any, onnx: Path, shape: tuple[int, int, int]) -> tuple[str, str]:
-    """The names of the input and the output; `Failure` unless the graph is a classifier of uint8 [n, *shape]."""
+    """The names of the input and the output. Raises `Failure` unless the graph is a classifier of uint8 [n, *shape]."""
     found = [network.get_input(i) for i in range(network.num_inputs)]
     dims = [tuple(tensor.shape) for tensor in found]
     fits = len(found) == network.num_outputs == 1 and found[0].dtype == module.DataType.UINT8
@@ -184,14 +184,14 @@ def _ends(module: Any, network: Any, onnx: Path, shape: tuple[int, int, int]) ->
         has = ", ".join(f"{t.name} {t.dtype.name} {list(d)}" for t, d in zip(found, dims, strict=True))
         raise Failure(f"{onnx.name} must take one uint8 tensor [n, {', '.join(map(str, shape))}]; it takes {has}")
     if dims[0][0] != -1:
-        raise Failure(f"{onnx.name} takes batches of {dims[0][0]} alone; export it with a batch size left open")
+        raise Failure(f"{onnx.name} takes only batches of {dims[0][0]}; export it with a dynamic batch")
     return found[0].name, network.get_output(0).name
 
 
 def _add_profiles(
     builder: Any, config: Any, source: str, shape: tuple[int, int, int], ranges: Sequence[tuple[int, int]]
 ) -> None:
-    """A profile for every (smallest, largest) batch, tuned at the largest."""
+    """Add a profile for every (smallest, largest) batch, tuned for the largest."""
     for least, most in ranges:
         profile = builder.create_optimization_profile()
         profile.set_shape(source, (least, *shape), (most, *shape), (most, *shape))
@@ -205,8 +205,8 @@ def _add_profiles(
 def layers_by_precision(network: Any) -> Counter[str]:
     """How many convolutions and matrix products of a parsed network compute in each precision.
 
-    The network is strongly typed, so these are the types that will run. A layer counts as int8 when what enters it was
-    quantized: TensorRT fuses the dequantization into it.
+    The network is strongly typed, so these are the types that will run. A layer counts as int8 if its input was
+    quantized, because TensorRT fuses the dequantization into it.
     """
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     maker = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
@@ -226,21 +226,21 @@ def layers_by_precision(network: Any) -> Counter[str]:
 def check_precision(asked: str, layers: Counter[str], name: str) -> None:
     """Raise `Failure` unless a network of these `layers` computes in `asked`.
 
-    fp32 allows nothing lower. fp16 and int8 want the larger part: delicate layers may be left higher on purpose, and
-    the record says how many were.
+    fp32 allows nothing lower. For fp16 and int8 more than half of them is enough: sensitive layers may stay higher on
+    purpose, and the record says how many do.
     """
     total = layers.total()
     proven = layers[asked] == total if asked == "fp32" else layers[asked] * 2 > total
     if not total or not proven:
         has = ", ".join(f"{count} {precision}" for precision, count in layers.most_common()) or "none"
         raise Failure(
-            f"{name} was to be compiled as {asked}, but of its {total} convolutions and matrix products are: {has}. "
-            f"The precision is in the ONNX file: build from one that was exported as {asked}"
+            f"{name} was to be compiled as {asked}, but its {total} convolutions and matrix products are {has}. "
+            f"The ONNX file decides the precision: build from one that was exported as {asked}"
         )
 
 
 def inspect(module: Any, code: bytes) -> Counter[str]:
-    """Layers of a plan by the precision of what they give, as its inspector tells; needs a GPU to open the plan."""
+    """The layers of a plan by the precision of their outputs, from its inspector, which needs a GPU."""
     runtime = module.Runtime(logger(module))
     opened = runtime.deserialize_cuda_engine(code)
     if opened is None:
@@ -250,7 +250,7 @@ def inspect(module: Any, code: bytes) -> Counter[str]:
 
 
 def inspected_layers(told: str) -> Counter[str]:
-    """The count from the inspector's JSON, whose words for types differ between versions."""
+    """The layers by precision in the inspector's JSON, whose names of types differ between versions."""
     words = {"fp32": ("fp32", "float"), "fp16": ("fp16", "half"), "int8": ("int8",)}
     counted: Counter[str] = Counter()
     for layer in json.loads(told).get("Layers", ()):
@@ -262,7 +262,7 @@ def inspected_layers(told: str) -> Counter[str]:
 
 
 def check_engine(asked: str, layers: Counter[str], name: str) -> None:
-    """Raise `Failure` when the plan's own layers contradict the precision that was asked for."""
+    """Raise `Failure` if the layers of the plan contradict the precision that was asked for."""
     lower = layers["fp16"] + layers["int8"]
     if (asked == "fp32" and lower) or (asked != "fp32" and not layers[asked]):
         has = ", ".join(f"{count} {precision}" for precision, count in layers.most_common())
@@ -274,7 +274,7 @@ def check_engine(asked: str, layers: Counter[str], name: str) -> None:
 
 @contextlib.contextmanager
 def _timings(config: Any, path: Path | None) -> Iterator[None]:
-    """Build with the timings kept in `path`, and keep what was added; those of another GPU or version are left out."""
+    """Build with the timings kept in `path`, and keep the new ones; those of another GPU or version are not used."""
     if path is None:
         yield
         return
@@ -294,9 +294,9 @@ def _monitor(module: Any, name: str) -> Iterator[Any]:
     """A progress monitor for the builder, behind a bar in per cent."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
-        """Phases nest: each is a share of one step of the phase around it. Called from threads of TensorRT's own.
+        """Phases nest: each is a share of one step of the phase around it. TensorRT calls it from its own threads.
 
-        An exception must not reach C++: it is kept in `stopped`, and the build is asked to end.
+        An exception must not reach C++, so it is kept in `stopped`, and the build is asked to end.
         """
 
         def __init__(self, bar: Bar) -> None:

@@ -1,4 +1,4 @@
-"""PyTorch -> ONNX: uint8 NHWC in, probabilities out, so that a served network is fed the bytes of a photograph."""
+"""PyTorch to ONNX: the file takes the pixels of a photograph (uint8, NHWC) and gives probabilities."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from models.weights import Network
 if TYPE_CHECKING:
     import onnx
 
-# The newest that ONNX Runtime, OpenVINO and TensorRT all read.
+# The newest opset that ONNX Runtime, OpenVINO and TensorRT all read.
 OPSET = 20
 
 INPUT, OUTPUT = "image", "probabilities"
 
 
 class Served(nn.Module):
-    """`network` as it is served: uint8 [n, height, width, channels] -> float32 probabilities [n, classes].
+    """`network` as it is served: from uint8 [n, height, width, channels] to float32 probabilities [n, classes].
 
-    With `half` the network runs in float16; normalisation and softmax stay in float32, which they need.
+    With `half` the network runs in float16. Normalisation and softmax need float32 and keep it.
     """
 
     scale: Tensor
@@ -56,7 +56,7 @@ class Served(nn.Module):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's chatter from the user: what it has to say when it fails is in its exception."""
+    """Hide the exporter's messages from the user. If it fails, its exception has the reason."""
     level = logging.getLogger("torch.onnx").level
     with (
         warnings.catch_warnings(),
@@ -72,13 +72,13 @@ def _quiet() -> Iterator[None]:
 
 
 def to_onnx(network: Network, path: Path, max_batch: int, half: bool = False, as_traced: bool = False) -> None:
-    """Write `network` to `path` as ONNX for batches of 1 to `max_batch`; `as_traced` leaves out what `lower` does.
+    """Write `network` to `path` as ONNX for batches of 1 to `max_batch`; `as_traced` leaves out `lower`.
 
-    Raises `Failure` when the network cannot be traced or does not give [n, classes].
+    Raises `Failure` if the network cannot be traced or does not give [n, classes].
     """
     import onnx
 
-    # Two images, so that the exporter does not take the batch for a constant; where it is one, one.
+    # Two images, so that the exporter does not take the batch for a constant; one if it is the constant 1.
     example = torch.zeros(min(2, max_batch), *network.preprocess.shape, dtype=torch.uint8)
     module = network.module
     if not as_traced:
@@ -116,10 +116,10 @@ def to_onnx(network: Network, path: Path, max_batch: int, half: bool = False, as
 
 
 class BandedNorm(nn.Module):
-    """`LocalResponseNorm` as engines run it fast: the sum over neighbouring channels as a banded 1x1 convolution.
+    """`LocalResponseNorm` in a form that engines run fast: a banded 1x1 convolution sums over neighbouring channels.
 
-    Always in float32: squares of activations above 256 overflow float16. What it saves can be measured:
-    `export alexnet_2012 --as-traced` leaves it out.
+    It always runs in float32, because squares of activations above 256 overflow float16. `export alexnet_2012
+    --as-traced` leaves it out, so that its gain can be measured.
     """
 
     lrn_band: Tensor
@@ -141,7 +141,7 @@ class BandedNorm(nn.Module):
 
 
 def lower(network: nn.Module, run: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of `network` with what engines run badly replaced by its equal; `network` itself where nothing is."""
+    """A copy of `network` in which layers that engines run slowly are replaced; `network` itself if it has none."""
     norms = {name: layer for name, layer in network.named_modules() if isinstance(layer, LocalResponseNorm)}
     if not norms:
         return network
@@ -156,13 +156,13 @@ def lower(network: nn.Module, run: nn.Module, example: Tensor) -> nn.Module:
         hook.remove()
     lowered = copy.deepcopy(network)
     for name, layer in norms.items():
-        if layer in channels:  # those of training-only parts never ran
+        if layer in channels:  # those of parts for training never ran
             lowered.set_submodule(name, BandedNorm(layer, channels[layer]))
     return lowered
 
 
 def name_global_pools(model: onnx.ModelProto) -> None:
-    """Turn each mean over height and width back into the GlobalAveragePool it was, which quantizers know."""
+    """Turn each mean over height and width back into the GlobalAveragePool that it was, for the quantizers."""
     from onnx import helper, numpy_helper
 
     constants = {initializer.name: initializer for initializer in model.graph.initializer}
@@ -177,7 +177,9 @@ def name_global_pools(model: onnx.ModelProto) -> None:
 
 
 def strip(model: onnx.ModelProto) -> None:
-    """Remove what the exporter notes of this machine: stack traces with local paths, module names, types of values."""
+    """Remove what the exporter records about this machine: stack traces with local paths, module names, types of
+    values.
+    """
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
     del model.graph.value_info[:]

@@ -1,4 +1,4 @@
-"""Which engine, precision and thread count is fastest on this machine: measured, and recorded in the manifest."""
+"""Measure which engine, precision and number of threads is fastest on this machine, for the manifest."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from serving.runtime import ENGINES, by_expected_speed, cores, cpu_model
 BATCHES = (1, 8)
 ROUNDS = 5
 HOPELESS = 1.5
-ROUND_S = 0.05  # long enough for a clock, short enough that a slow spell of the machine strikes all alike
-BUDGET_S = 5.0  # what an export may wait for; a candidate that was begun by then is still measured
+ROUND_S = 0.05  # long enough for a clock, short enough that a slow moment of the machine affects all alike
+BUDGET_S = 5.0  # how long an export may take for it; a candidate that has begun by then is still measured
 
 Candidate = tuple[str, str, int]  # engine, precision, threads
 
@@ -32,13 +32,15 @@ def tune(
     max_batch: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any] | None:
-    """Time every (engine, precision) of `graphs` at all threads and at one, batch 1 and 8, in interleaved rounds.
+    """Time every (engine, precision) of `graphs` with all threads and with one, at batch 1 and 8, in interleaved
+    rounds.
 
-    Those expected to be fastest come first, and none is begun once `BUDGET_S` has passed: a large network is then
-    decided among the first of them. What is hopelessly behind after the first round is left out of the others. Gives
-    the manifest's table: each row's median milliseconds per batch with every value, the fastest choice by batch and
-    over all (the highest product of throughputs, so that no batch size is given up for another), and what was left out.
-    None if there is nothing to choose between.
+    Those expected to be fastest come first. None begins after `BUDGET_S`, so only the first of them are measured for a
+    large network. A candidate that is far behind after the first round is left out of the others.
+
+    Returns the manifest's table: the median of milliseconds for each batch with every value, the fastest choice at each
+    batch and over all batches (by the product of throughputs, so that no batch size is given up for another), and what
+    was left out. None if there is nothing to choose from.
     """
     candidates = _candidates(graphs)
     if len(candidates) < 2:
@@ -82,13 +84,13 @@ def tune(
 
 
 def _candidates(graphs: Mapping[tuple[str, str], Path]) -> list[Candidate]:
-    """Every core before one thread, which only the smallest networks are faster with; then as engines are expected."""
+    """All threads before one, which is faster only for the smallest networks; then by the expected speed of engines."""
     sides, counts = sorted(graphs, key=by_expected_speed), sorted({1, cores()}, reverse=True)
     return [(engine, precision, threads) for threads in counts for engine, precision in sides]
 
 
 def _contenders(candidates: list[Candidate], values: Mapping[tuple[Candidate, int], list[float]]) -> list[Candidate]:
-    """Those measured and not yet beaten by `HOPELESS` at every batch: the rest cost no more time."""
+    """The candidates that were measured and are not slower by `HOPELESS` at every batch."""
     medians = {key: statistics.median(times) for key, times in values.items()}
     best = {batch: min(ms for (_, b), ms in medians.items() if b == batch) for _, batch in medians}
     return [
@@ -103,9 +105,9 @@ def _time(
     batches: Sequence[int],
     clock: Callable[[], float],
 ) -> list[float]:
-    """Milliseconds of one call at each of `batches`, warm.
+    """Milliseconds of one call of a warm engine at each of `batches`.
 
-    The engine is opened for it and closed after: two alive at once would share the cores while one is timed.
+    The engine is opened for this and closed afterwards, because another open engine would share the cores with it.
     """
     engine, precision, threads = candidate
     runtime = ENGINES[engine](graphs[engine, precision], precision, threads)
@@ -116,7 +118,7 @@ def _time(
 
 
 def _milliseconds(runtime: Runtime, batch: Pixels, clock: Callable[[], float]) -> float:
-    """Mean time of one `run` over at least `ROUND_S`, after one that warms it."""
+    """The mean time of one `run` over at least `ROUND_S`, after one to warm up."""
     runtime.run(batch)
     started, count = clock(), 0
     while (elapsed := clock() - started) < ROUND_S or not count:
@@ -126,7 +128,7 @@ def _milliseconds(runtime: Runtime, batch: Pixels, clock: Callable[[], float]) -
 
 
 def said(tuning: Mapping[str, Any]) -> str:
-    """What tuning chose and how long it took, in a few words."""
+    """What tuning chose and how long it took, in one line."""
     choice = tuning["choice"]
     threads = f"{choice['threads']} thread{'s' if choice['threads'] > 1 else ''}"
     return f"fastest here {choice['engine']} {choice['precision']} on {threads} (measured in {tuning['seconds']} s)"

@@ -1,4 +1,4 @@
-"""An artifact checked where it is: every file's sha256, and that the engines here agree on its answers."""
+"""Check an artifact in the store: every file's sha256, and that the engines here agree on its answers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from serving.runtime import PLAN_ENGINES, available, open, unusable
 
 
 def verify(artifact: Artifact, folder: Path | None = None) -> Iterator[str]:
-    """Check `artifact` on the photographs in `folder` (the examples by default), and say of each file what was checked.
+    """Check `artifact` on the photographs in `folder` (default: the examples); yields a line for each file.
 
-    Raises `Failure` for a file that has changed, or one that gives other answers in one engine than in another.
+    Raises `Failure` for a file that has changed, or one that gives different answers in two engines.
     """
     for name in artifact.manifest["files"]:
         artifact.file(name)
@@ -36,8 +36,8 @@ def verify(artifact: Artifact, folder: Path | None = None) -> Iterator[str]:
         answer = parity.scores(runtime.run, images.batch, (1, 5), f"{artifact.tag} in {engine}")
         runtime.close()
         if answer.shape != (len(images.batch), artifact.classes) or not np.allclose(answer.sum(1), 1, atol=1e-3):
-            raise Failure(f"{artifact.tag}: {engine} gives no probabilities: shape {answer.shape}; export it again")
-        # Engines that run the same file must agree here too, not only on the machine that exported it.
+            raise Failure(f"{artifact.tag}: {engine} gives {answer.shape}, not probabilities; export it again")
+        # Engines that run the same file must agree on this machine too.
         first = answers.setdefault(name, answer)
         again = parity.compare(first, answer, images, parity.limits(precision, artifact.weights))
         if not again.passed:

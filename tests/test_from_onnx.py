@@ -105,7 +105,7 @@ def test_a_foreign_classifier_gives_the_answers_it_gave_before(form: dict[str, A
 def test_uint8_graphs_normalise_by_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = classifier(tmp_path / "bytes.onnx", layout="NHWC", kind=TensorProto.UINT8)
     assert export("--onnx", path, *IMAGENET) == 2
-    assert "leave --mean and --std out" in capsys.readouterr().err
+    assert "leave out --mean and --std" in capsys.readouterr().err
     assert export("--onnx", path) == 0
     assert find("bytes").manifest["files"]["fp32.onnx"]["parity"]["verdict"] == "pass"
 
@@ -139,10 +139,10 @@ def test_labels_and_a_name_can_be_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("form", "argv", "status", "complaint"),
     [
-        ({}, (), 2, "say how its pixels are scaled"),
+        ({}, (), 2, "pass how its pixels are scaled"),
         ({"size": None}, IMAGENET, 2, "pass --crop"),
         ({"size": 3}, IMAGENET, 2, "Pass --layout NCHW or NHWC"),
-        ({"channels": 4}, IMAGENET, 2, "which are the channels?"),
+        ({"channels": 4}, IMAGENET, 2, "which of them are the channels?"),
         ({}, ("--mean", "0,0", "--std", "1"), 2, "must have 3 values"),
         ({}, ("--mean", "0", "--std", "0"), 2, "must be positive"),
         ({"kind": TensorProto.DOUBLE}, IMAGENET, 1, "takes DOUBLE"),

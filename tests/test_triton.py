@@ -152,7 +152,7 @@ def test_a_second_network_joins_and_a_second_version_replaces(schema: Any, tiny:
 
 def test_a_folder_that_we_did_not_write_is_left_alone(tiny: Artifact, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(Failure, match="no repository of ours"):
+    with pytest.raises(Failure, match="not a repository of ours"):
         write_repository(tiny, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "file").write_text("")
