@@ -1,7 +1,7 @@
 """`make demo`: export, verify, classify a photograph and a digit through the server, measure, report.
 
-Every step is a command a user could type; each is printed before it runs. What is already done and unchanged is kept,
-so the demo can be run twice and interrupted at any point.
+Every step is a command that a user could type, and it is printed before it runs. What is done and unchanged is kept, so
+the demo can be interrupted at any point and run again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def say(text: str) -> None:
 
 
 def run(*command: str) -> None:
-    """Run a command of ours and stop the demo where it fails: it has said why."""
+    """Run a command of ours. If it fails it has said why, and the demo stops."""
     print("$ python -m", *command, flush=True)
     status = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode
     if status:
@@ -47,7 +47,7 @@ def free_port() -> int:
 
 @contextmanager
 def server(models: str) -> Iterator[str]:
-    """`bentoml serve` on a free port of this machine alone: its address, once every model is loaded and warm."""
+    """`bentoml serve` on a free port of this machine; yields its address when every model is loaded and warm."""
     address, log = f"http://127.0.0.1:{(port := free_port())}", OUT / "server.log"
     bentoml = Path(sys.executable).with_name("bentoml")
     print(f"$ PODIUM_MODELS={models} bentoml serve --host 127.0.0.1 --port {port}", flush=True)
@@ -58,13 +58,13 @@ def server(models: str) -> Iterator[str]:
             env={**os.environ, "PODIUM_MODELS": models},
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the demo, which ends the server in its own time
+            start_new_session=True,  # so that Ctrl-C reaches only the demo, which then ends the server
         )
     try:
         started = time.monotonic()
         while not ready(address):
             if process.poll() is not None or time.monotonic() - started > READY_WITHIN_S:
-                raise SystemExit(f"the server did not start; its last words:\n{log.read_text()[-2000:]}")
+                raise SystemExit(f"the server did not start; the end of its log:\n{log.read_text()[-2000:]}")
             time.sleep(0.2)
         print(f"ready after {time.monotonic() - started:.1f} s", flush=True)
         yield address
@@ -106,7 +106,7 @@ def show(image: str, answer: dict[str, Any]) -> None:
 def main() -> None:
     started = time.monotonic()
     OUT.mkdir(parents=True, exist_ok=True)
-    say("1. Export the lecture's five, LeNet-5 and a network of one's own, each proven against PyTorch")
+    say("1. Export the lecture's five, LeNet-5 and a network of your own, and compare each with PyTorch")
     run("export", *FIVE)
     run("export", "lenet5", "--precision", "fp32,int8", "--calibration", "examples/digits")
     run("export", "--module", OWN)
@@ -114,14 +114,14 @@ def main() -> None:
     say("2. Verify what was saved")
     run("export", "verify", "efficientnet_lite0")
 
-    say("3. Serve them, and ask about a photograph and a digit")
+    say("3. Serve them, and classify a photograph and a digit")
     models = ",".join(("efficientnet_lite0", "lenet5", *FIVE))
     with server(models) as address:
         cat, seven = ROOT / "examples/photographs/cat.jpg", ROOT / "examples/digits/7.png"
         show("the cat", classify(address, cat, "efficientnet_lite0"))
         show("the digit", classify(address, seven, "lenet5"))
 
-    say("4. Measure time, memory and, where there is a sensor, power")
+    say("4. Measure time, memory and, if there is a sensor, power")
     results = OUT / "results.json"
     results.unlink(missing_ok=True)
     run("benchmarks", "run", "--quick", "--out", str(results.relative_to(ROOT)))
@@ -136,6 +136,6 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        raise SystemExit("\ninterrupted; `make demo` goes on from what is finished") from None
+        raise SystemExit("\ninterrupted; `make demo` continues after what is finished") from None
     except urllib.error.HTTPError as error:
         raise SystemExit(f"the server answered {error.code}: {error.read().decode()}") from error
