@@ -328,7 +328,7 @@ def test_the_engine_that_runs_is_the_engine_named(tiny: Artifact) -> None:
         (["--module", "nowhere:network"], 1, "is what it needs installed?"),
         (["--module", "json:nothing"], 2, "no callable"),
         (["--module", "builtins:dict"], 2, "expected a models.weights.Network"),
-        (["lenet5", "--module", "json:loads"], 2, "give one of the three"),
+        (["lenet5", "--module", "json:loads"], 2, "give one of these"),
         (["verify", "nothing"], 1, "python -m export nothing"),
         (["show", "nothing"], 1, "no exported model"),
         (["show", "no/thing!"], 1, "no exported model"),

@@ -148,7 +148,7 @@ def test_labels_and_a_name_can_be_given(tmp_path: Path) -> None:
         ({"kind": TensorProto.DOUBLE}, IMAGENET, 1, "takes DOUBLE"),
         ({"opset": 6}, IMAGENET, 1, "opset 6"),
         ({"batch": 4, "reshape_to": 4}, IMAGENET, 1, "foreign.onnx"),
-        ({}, (*IMAGENET, "--precision", "fp16"), 1, "fp16 is exported from PyTorch alone"),
+        ({}, (*IMAGENET, "--precision", "fp16"), 1, "fp16 is exported only from PyTorch"),
     ],
 )
 def test_what_the_file_does_not_say_is_asked_for(

@@ -241,11 +241,11 @@ def test_a_name_may_be_the_networks_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
-        (["lenet5", "--name", "Mine"], "use lower-case letters"),
-        (["lenet5", "--name", ""], "use lower-case letters"),
+        (["lenet5", "--name", "Mine"], "lower-case letters"),
+        (["lenet5", "--name", ""], "lower-case letters"),
         (["lenet5", "--name", "a" * 64], "at most 63"),
-        (["lenet5", "--name=-a"], "use lower-case letters"),
-        (["lenet5", "--name", "a:b"], "use lower-case letters"),
+        (["lenet5", "--name=-a"], "lower-case letters"),
+        (["lenet5", "--name", "a:b"], "lower-case letters"),
         (["lenet5", "--name", "resnet50"], "resnet50 is the name of a network, but this is lenet5"),
         (["lenet5", "alexnet", "--name", "mine"], "2 networks are asked for"),
         (["--set", "five", "--name", "mine"], "5 networks are asked for"),
