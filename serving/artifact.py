@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 from models.console import Failure
 from models.preprocess import Label, Preprocess
@@ -68,8 +68,8 @@ class Input(TypedDict):
     dtype: str
 
 
-class Manifest(TypedDict):
-    """`manifest.json`, as docs/records.md describes it. Older manifests lack what may be absent here."""
+class Manifest(TypedDict, total=False):
+    """`manifest.json`, as docs/records.md describes it. The first six are in every manifest; see `load`."""
 
     schema: int
     network: str
@@ -77,17 +77,17 @@ class Manifest(TypedDict):
     input: Input
     classes: int
     files: dict[str, FileRecord]
-    architecture: NotRequired[str | None]
-    family: NotRequired[str]
-    year: NotRequired[int | None]
-    paper: NotRequired[str | None]
-    published: NotRequired[dict[str, Any] | None]  # models.Published
-    params: NotRequired[int | None]
-    macs: NotRequired[int | None]
-    max_batch: NotRequired[int]
-    environment: NotRequired[dict[str, Any]]
-    fingerprint: NotRequired[str]
-    tuning: NotRequired[dict[str, Any]]  # as `export.tune.tune` returns it
+    architecture: str | None
+    family: str
+    year: int | None
+    paper: str | None
+    published: dict[str, Any] | None  # models.Published
+    params: int | None
+    macs: int | None
+    max_batch: int
+    environment: dict[str, Any]
+    fingerprint: str
+    tuning: dict[str, Any]  # as `export.tune.tune` returns it
 
 
 @dataclass(frozen=True)

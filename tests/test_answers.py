@@ -256,13 +256,13 @@ async def test_labels_and_manifests_that_cannot_be_written_are_answered(tiny: Ar
         model = serving.models["tiny"]
         for one in model.classes:
             one["label"] = "half \ud800"
-        model.artifact.manifest["parity"] = {"cosine": math.nan}
+        model.artifact.manifest["tuning"] = {"seconds": math.nan}
         try:
             answer = await client.post("/classify", content=jpeg())
             assert answer.status_code == 200 and answer.json()["predictions"][0]["label"] == "half \ud800"
-            assert (await client.get("/models/tiny")).json()["manifest"]["parity"] == {"cosine": None}
+            assert (await client.get("/models/tiny")).json()["manifest"]["tuning"] == {"seconds": None}
         finally:
-            del model.artifact.manifest["parity"]
+            del model.artifact.manifest["tuning"]
 
 
 async def test_a_failure_after_the_handler_is_an_error_of_the_contract(

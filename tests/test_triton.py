@@ -52,7 +52,9 @@ def planned(network: str, folder: Path, record: dict[str, Any] | None = PLAN, ma
     )
     name = "tensorrt-fp16-nvidia-l4.plan"
     (folder / name).write_bytes(b"plan")
-    manifest["files"] = {name: {"engines": ["tensorrt"], "precision": "fp16"} | ({"plan": record} if record else {})}
+    manifest["files"] = {name: {"engines": ["tensorrt"], "precision": "fp16"}}
+    if record:
+        manifest["files"][name]["plan"] = record
     return save(manifest, {name: folder / name}, default_labels(10))
 
 
