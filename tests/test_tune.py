@@ -13,7 +13,7 @@ from export import tune
 from models.console import Failure
 from models.preprocess import Pixels
 from serving import runtime
-from serving.artifact import Artifact
+from serving.artifact import Artifact, FileRecord
 from serving.runtime import ENGINES, GPU_ENGINES, PLAN_ENGINES, choose
 
 SIDES = tuple(itertools.product(("onnxruntime", "openvino"), ("fp32", "int8")))
@@ -132,7 +132,7 @@ def test_an_export_tunes_unless_it_is_told_not_to(
 
 
 def artifact(*sides: tuple[str, str], **plan: Any) -> Artifact:
-    files = {
+    files: dict[str, FileRecord] = {
         f"{engine}-{precision}": {"engines": [engine], "precision": precision, "plan": {"engine": engine, **plan}}
         for engine, precision in sides
     }
