@@ -153,7 +153,9 @@ def service_of(group: dict[int, MeasuredCell], max_batch: int, loads: Sequence[L
     whole = of_the_service(loads)
     # What a closed loop gives are means, which are `mean` times as long as medians.
     times = [whole(n) / mean if whole else engine(n) for n in range(1, max_batch + 1)]
-    return Service(tuple(max(time, engine(n)) for n, time in enumerate(times, 1)), factors, weights)
+    # That a larger batch took less than a smaller one is noise.
+    rising = np.maximum.accumulate([max(time, engine(n)) for n, time in enumerate(times, 1)])
+    return Service(tuple(rising.tolist()), factors, weights)
 
 
 def of_the_service(loads: Sequence[Load | Search]) -> Callable[[float], float] | None:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 PERCENTILE = 99.0
 
 # States of the queue and points of a service that the numbers do not change beyond (a test holds them to a simulation).
 STATES_PER_BATCH, FEWEST_STATES = 16, 96
 POINTS = 12
-NEGLIGIBLE = 1e-7
+NEGLIGIBLE = 1e-9
 
 # No plan runs a queue at its limit: there a p99 belongs to the length of the experiment, not to the queue.
 HIGHEST_LOAD = 0.98
@@ -27,13 +28,17 @@ BISECTIONS = 9
 
 @dataclass(frozen=True)
 class Service:
-    """What one replica takes, in seconds: `times[n - 1]` for a batch of n up to the largest. A time varies by
-    `factors`, which have the probabilities `weights`.
+    """What one replica takes, in seconds: `times[n - 1]` for a batch of n, up to the largest, never less than for a
+    smaller one. A time varies by `factors`, which have the probabilities `weights`.
     """
 
     times: tuple[float, ...]
     factors: tuple[float, ...] = (1.0,)
     weights: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if any(later < time for time, later in pairwise(self.times)):
+            raise ValueError(f"a larger batch takes less time than a smaller one: {self.times}")
 
     @property
     def max_batch(self) -> int:
@@ -41,110 +46,123 @@ class Service:
 
     @property
     def limit(self) -> float:
-        """Images per second that no queue of this service outlasts."""
+        """Images per second that this service cannot exceed."""
         return max(n / time for n, time in enumerate(self.times, 1))
 
 
 @dataclass(frozen=True)
 class State:
-    """A queue in its steady state; `seconds` from arrival to answer with their probabilities `weights`, in parts."""
+    """A queue in its steady state. Requests that wait equally long, at the same place of their batch, are one entry of
+    `wait` (seconds until their batch starts), `place` (from 1), `weight` (of such requests in a cycle of the queue) and
+    `row`: `at_most[row, k]` is the probability that no more than k others arrive in that time.
+    """
 
-    seconds: list[Values]
-    weights: list[Values]
+    service: Service
+    wait: Values
+    place: Integers
+    weight: Values
+    row: Integers
+    at_most: Values
     busy: float  # share of the time
     mean_batch: float
 
-    def percentile(self, percent: float) -> float:
-        seconds = np.concatenate(self.seconds)
-        order = np.argsort(seconds)
-        reached = np.cumsum(np.concatenate(self.weights)[order])
-        index = int(np.searchsorted(reached, percent / 100 * reached[-1]))
-        return float(seconds[order][min(index, len(order) - 1)])
-
-    def within(self, percent: float, bound: float) -> bool:
-        """Whether `percentile(percent)` is at most `bound` seconds, without sorting: a search asks it many times."""
-        kept = sum(float(w[s <= bound].sum()) for s, w in zip(self.seconds, self.weights, strict=True))
-        return kept >= percent / 100 * self.requests
-
     @property
     def requests(self) -> float:
-        """The weights' sum: requests in a cycle of the queue."""
-        return sum(float(part.sum()) for part in self.weights)
+        """Requests in a cycle of the queue."""
+        return float(self.weight.sum())
+
+    def share_within(self, bound: float) -> float:
+        """The share of requests that are answered within `bound` seconds."""
+        times, answered = np.array(self.service.times), 0.0
+        for factor, share in zip(self.service.factors, self.service.weights, strict=True):
+            # The largest batch that still ends in time, and how many may join this request in it.
+            largest = np.searchsorted(times * factor, bound - self.wait, "right")
+            others = largest - self.place
+            chance = np.where(others >= 0, self.at_most[self.row, np.maximum(others, 0)], 0.0)
+            chance[largest == len(times)] = 1.0  # arrivals beyond the largest batch wait for the next one
+            answered += share * float(self.weight @ chance)
+        return answered / self.requests
+
+    def within(self, percent: float, bound: float) -> bool:
+        """Whether `percentile(percent)` is at most `bound` seconds."""
+        return self.share_within(bound) >= percent / 100
+
+    def percentile(self, percent: float) -> float:
+        """The seconds within which `percent` of the requests are answered, to nine digits."""
+        low, high = 0.0, float(self.wait.max()) + self.service.times[-1] * max(self.service.factors)
+        while high - low > 1e-9 * high:
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.within(percent, middle) else (middle, high)
+        return high
 
 
 def solve(service: Service, rate: float) -> State | None:
-    """The steady state at `rate` requests a second; None where there is none, for the queue grows without end."""
+    """The steady state at `rate` requests a second; None if there is none, because the queue grows without end."""
     b = service.max_batch
     if rate >= b / service.times[-1] or rate <= 0:
         return None
-    times, factors, shares = np.array(service.times), np.array(service.factors), np.array(service.weights)
-    states = np.arange(1, max(FEWEST_STATES, STATES_PER_BATCH * b) + 1)
-    sizes = np.minimum(states, b)
-    left = states - sizes
-    start, idle = embedded(rate, times[sizes - 1], left, factors, shares)
-    # A cycle is a service and, where it ends on an empty queue, the wait for the next arrival.
-    working = float(start @ times[sizes - 1]) * float(shares @ factors)
+    sizes = np.minimum(np.arange(1, max(FEWEST_STATES, STATES_PER_BATCH * b) + 1), b)
+    start, idle = embedded(service, rate, sizes)
+    # A cycle is a service and, if it ends on an empty queue, the wait for the next arrival.
+    working = float(start @ np.array(service.times)[sizes - 1]) * mean_factor(service)
     waiting = float(idle.sum()) / rate
-    seconds, weights = [times[0] * factors], [float(idle.sum()) * shares]
-    kept = start > NEGLIGIBLE
-    for factor, share in zip(factors, shares, strict=True):
-        length = times[sizes[kept] - 1] * factor
-        for point in (np.arange(POINTS) + 0.5) / POINTS:
-            before, rest = length * point, length * (1 - point)
-            chance = start[kept] * share * rate * length / POINTS
-            position, p = ahead(rate * before, left[kept], chance)
-            likely = p > NEGLIGIBLE * 1e-2
-            wait = np.broadcast_to(rest[:, None], position.shape)[likely]
-            position, p = position[likely], p[likely]
-            full = (position - 1) // b
-            wait = wait + full * times[-1] * float(shares @ factors)
-            place = position - full * b
-            for size, those, chance_of_size in last_batch(place, rate * wait, b):
-                seconds.append(np.add.outer(times[size - 1] * factors, wait[those]).ravel())
-                weights.append(np.multiply.outer(shares, p[those] * chance_of_size).ravel())
-    return State(seconds, weights, working / (working + waiting), float(start @ sizes))
+    wait, place, weight = joining(service, rate, start)
+    # The request that ends the wait is a batch of its own.
+    wait, place, weight = np.append(wait, 0.0), np.append(place, 1), np.append(weight, idle.sum())
+    means, row = np.unique(rate * wait, return_inverse=True)
+    at_most = np.cumsum(poisson(means, b), axis=1)
+    busy = working / (working + waiting)
+    return State(service, wait, place, weight, row, at_most, busy, float(start @ sizes))
 
 
-def embedded(rate: float, times: Values, left: NDArray[Any], factors: Values, shares: Values) -> tuple[Values, Values]:
-    """For every number in the queue at a start of service: its probability, and that together with a service that
-    leaves nobody, so that the engine falls idle.
+def mean_factor(service: Service) -> float:
+    return float(np.dot(service.weights, service.factors))
+
+
+def embedded(service: Service, rate: float, sizes: Integers) -> tuple[Values, Values]:
+    """For every number in the queue at a start of service, whose batches are `sizes`: its probability, and that
+    together with a service that leaves nobody, so that the engine falls idle.
     """
-    count = len(times)
-    arrivals = sum(share * poisson(rate * times * factor, count) for factor, share in zip(factors, shares, strict=True))
-    assert isinstance(arrivals, np.ndarray)
+    count, times = len(sizes), np.array(service.times)
+    arrivals = np.zeros((len(times), count))  # [size - 1, arrivals during a service]
+    for factor, share in zip(service.factors, service.weights, strict=True):
+        arrivals += share * poisson(rate * times * factor, count)
+    left = np.arange(1, count + 1) - sizes
     moves = np.zeros((count, count))
     for i in range(count):
-        room = count - left[i]  # numbers from left[i] to count, the last standing for all above
-        row = arrivals[i, :room].copy()
-        target = left[i] + np.arange(room)
-        # Nobody there: the engine waits, and starts on the one that comes.
-        np.add.at(moves[i], np.maximum(target, 1) - 1, row)
-        moves[i, -1] += max(0.0, 1 - row.sum())
+        row = arrivals[sizes[i] - 1, : count - left[i]]
+        if left[i]:
+            moves[i, left[i] - 1 : count - 1] = row
+        else:  # If nobody came, the engine waits and starts on the one that comes.
+            moves[i, : count - 1] = row[1:]
+            moves[i, 0] += row[0]
+        moves[i, -1] += max(0.0, 1 - row.sum())  # the last number stands for all above
     system = np.vstack([(moves.T - np.eye(count))[:-1], np.ones(count)])
     steady = np.linalg.solve(system, np.append(np.zeros(count - 1), 1.0)).clip(0)
     steady /= steady.sum()
-    return steady, steady * arrivals[:, 0] * (left == 0)
+    return steady, steady * arrivals[sizes - 1, 0] * (left == 0)
 
 
-def ahead(means: Values, left: NDArray[Any], chance: Values) -> tuple[NDArray[Any], Values]:
-    """The places in the queue that a request may take, [states, arrivals], and the probability of each."""
-    most = int(np.max(means) + 6 * math.sqrt(float(np.max(means))) + 8)
-    return left[:, None] + np.arange(most)[None, :] + 1, chance[:, None] * poisson(means, most)
-
-
-def last_batch(place: NDArray[Any], means: Values, b: int) -> Iterable[tuple[int, NDArray[Any], Values]]:
-    """The sizes of the batch that a request at `place` of it is in, which arrivals until its start fill up: for each
-    size, which requests may be in one, and with which probability.
-    """
-    pmf = poisson(means, b)
-    rest = np.ones(len(place))
-    for size in range(1, b):
-        those = np.flatnonzero(place <= size)
-        chance = pmf[those, size - place[those]]
-        rest[those] -= chance
-        if len(those):
-            yield size, those, chance
-    yield b, np.arange(len(place)), rest.clip(0)
+def joining(service: Service, rate: float, start: Values) -> tuple[Values, Integers, Values]:
+    """Requests that arrive during a service: seconds until their batch starts, place in it, weight in a cycle."""
+    b, times = service.max_batch, np.array(service.times)
+    longest = rate * times[-1] * max(service.factors)
+    most = int(longest + 6 * math.sqrt(longest) + 8)
+    by_size = np.append(start[: b - 1], 1.0)  # a full batch leaves 0, 1, ... in the queue, with `start[b - 1 :]`
+    parts = []
+    for factor, share in zip(service.factors, service.weights, strict=True):
+        length = times * factor
+        chance = by_size * share * rate * length / POINTS
+        for point in (np.arange(POINTS) + 0.5) / POINTS:
+            came = chance[:, None] * poisson(rate * length * point, most)
+            weight = np.zeros((b, len(start) - b + most))  # [size - 1, requests ahead in the queue]
+            weight[:-1, :most] = came[:-1]
+            weight[-1] = np.convolve(start[b - 1 :], came[-1])
+            size, ahead = np.nonzero(weight > NEGLIGIBLE)
+            wait = length[size] * (1 - point) + ahead // b * times[-1] * mean_factor(service)
+            parts.append((wait, ahead % b + 1, weight[size, ahead]))
+    waits, places, weights = zip(*parts, strict=True)
+    return np.concatenate(waits), np.concatenate(places), np.concatenate(weights)
 
 
 def poisson(means: Values, count: int) -> Values:
@@ -160,8 +178,8 @@ def log_factorials(count: int) -> Values:
 
 
 def highest_rate(service: Service, slo: float) -> float | None:
-    """Images per second of one replica whose 99th percentile is within `slo` seconds; None where even one alone takes
-    longer.
+    """Images per second of one replica whose 99th percentile is within `slo` seconds; None if even a request alone
+    takes longer.
     """
     top = HIGHEST_LOAD * service.max_batch / service.times[-1]
     return bisect(lambda rate: within(service, rate, slo), top / 2**BISECTIONS, top)
@@ -173,7 +191,7 @@ def within(service: Service, rate: float, slo: float) -> bool:
 
 
 def bisect(passes: Callable[[float], bool], low: float, high: float) -> float | None:
-    """The highest of the rates between `low` and `high` that passes, where a lower one passes if a higher does."""
+    """The highest rate between `low` and `high` that passes, given that every rate below one that passes does too."""
     if passes(high):
         return high
     if not passes(low):
