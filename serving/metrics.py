@@ -49,8 +49,8 @@ class Histogram:
 class Metrics(Collector):
     """The figures of one process, registered with `registry`.
 
-    The event loop writes them. Only `queue_depth` and `batch_size` are written by the workers, each by one thread at a
-    time.
+    The event loop writes them. The workers write `batch_size`, one at a time, and each change of `queue_depth` is one
+    assignment, from whatever thread.
     """
 
     def __init__(self, models: Iterable[str], registry: CollectorRegistry = REGISTRY) -> None:

@@ -31,6 +31,7 @@ from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 
 import serving.bentoml_seams as seams
+from serving.api import Api
 from serving.artifact import Artifact
 from serving.behind import DOCUMENTS
 from serving.bentoml_seams import PINNED, SeamError
@@ -245,3 +246,14 @@ def test_the_service_is_not_built_on_what_has_changed(tiny: Artifact, monkeypatc
             build(environment, CollectorRegistry())
     service = build(environment, CollectorRegistry())
     assert [str(model.tag) for model in service.models] == [tiny.tag]
+    assert isinstance(service.to_asgi(), Api) and not service.middlewares
+
+
+def test_with_traces_our_application_stands_behind_bentomls(tiny: Artifact, monkeypatch: Patch) -> None:
+    monkeypatch.setenv("PODIUM_MODELS", tiny.tag)
+    from service import build
+
+    monkeypatch.setattr(seams, "tracing_wanted", lambda: True)
+    service = build({"PODIUM_MODELS": tiny.tag}, CollectorRegistry())
+    assert [middleware for middleware, _ in service.middlewares] == [Api]
+    assert isinstance(service.to_asgi(), Starlette)

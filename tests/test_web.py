@@ -241,7 +241,7 @@ def test_the_page_asks_for_a_token_and_keeps_it_in_memory_only(browser: Browser,
     expect(field).to_be_focused()
     field.fill("wrong")
     field.press("Enter")
-    expect(page.locator("#token-hint")).to_contain_text("That was not it")
+    expect(page.locator("#token-hint")).to_contain_text("That is not the token")
     field.fill("opensesame")
     page.get_by_role("button", name="Use it").click()
     expect(card(page, "tiny")).to_be_visible()

@@ -1,4 +1,4 @@
-// The service, asked over HTTP, and its errors as sentences. Paths are relative, so that the page works behind a proxy
+// Requests to the service, and its errors as sentences. Paths are relative, so that the page works behind a proxy
 // that puts the service into a folder.
 
 import { $, el } from "./dom.js";
@@ -62,7 +62,7 @@ async function ask(path, options = {}, read = (response) => response.json()) {
     try {
       answer = (await response.json()).error ?? {};
     } catch {
-      // Not the service's own answer: a proxy's, perhaps.
+      // Not the service's own answer, perhaps a proxy's.
     }
     options.signal?.throwIfAborted(); // while the error was read
     if (!answer.code) throw new Trouble(`The service answered ${response.status} ${response.statusText}.`, { again: response.status >= 500 });
@@ -70,13 +70,13 @@ async function ask(path, options = {}, read = (response) => response.json()) {
   }
 }
 
-/** Resolves when the viewer has typed a token; one question for all requests that wait. */
+/** Resolves when the viewer has typed a token. All requests that wait share one question. */
 function askForToken(refused) {
   asked ??= new Promise((resolve) => {
     const form = $("token");
     form.hidden = false;
     $("token-hint").textContent = refused
-      ? "That was not it. What you type is kept in this tab's memory only."
+      ? "That is not the token. What you type is kept in this tab's memory only."
       : "It is kept in this tab's memory, and forgotten when the tab is closed or loaded again.";
     $("token-field").focus();
     form.onsubmit = (event) => {
@@ -107,7 +107,7 @@ export const compare = async (file, signal) => (await ask("compare", body(file, 
 export const classify = (file, model, topK, signal) =>
   ask(`classify?${new URLSearchParams({ model, top_k: topK })}`, body(file, signal));
 
-/** Shows `error` in the alert `where`, with a button where trying again may help; null clears it. */
+/** Shows `error` in the alert `where`, with a button if trying again may help. null clears it. */
 export function showTrouble(where, error, again = null) {
   if (!error) {
     where.replaceChildren();

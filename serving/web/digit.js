@@ -1,5 +1,5 @@
-// A digit, drawn. Strokes are kept as points, so that what is sent can be brought into MNIST's form before it is drawn
-// in pixels: LeNet-5 learned from that form and knows no other.
+// A drawn digit. Strokes are kept as points, so that the drawing can be brought into MNIST's form before it is drawn in
+// pixels. LeNet-5 learned from that form and reads no other.
 
 import { classify, showTrouble } from "./ask.js";
 import { commands } from "./commands.js";
@@ -14,9 +14,9 @@ const FINE = 10; // how much finer it is drawn before it is averaged down
 
 let networks = null; // that read digits, once they are known
 let strokes = []; // each a list of [x, y], 0 to 1 of the pad
-let stroke = null; // the one under way
+let stroke = null; // the one being drawn
 let pen = null; // the keyboard's: { x, y }
-let asking = null; // aborts the request under way
+let asking = null; // aborts the current request
 let waiting = false; // whether there is a drawing without an answer
 let saved = null; // the address of the PNG sent
 
@@ -51,7 +51,7 @@ export function start() {
   draw();
 }
 
-/** Shows the networks that wait for a drawing; one that waits for them is sent. */
+/** Shows the networks that read digits. A drawing that has waited for them is sent. */
 export function show(models) {
   networks = models.filter(readsDigits);
   if (!strokes.length) empty();
@@ -204,12 +204,12 @@ async function ask() {
   } catch (error) {
     if (signal.aborted) return;
     asking = null;
-    for (const id of ["digit-answer", "digit-commands"]) $(id).replaceChildren(); // they are of another drawing
+    for (const id of ["digit-answer", "digit-commands"]) $(id).replaceChildren(); // they belong to an earlier drawing
     showTrouble($("digit-trouble"), error, ask);
   }
 }
 
-/** What each network for digits reads: [{ model, answer }]. Which there are is asked again if none is known or one is gone. */
+/** What each network for digits reads: [{ model, answer }]. If none is known or one is gone, the service is asked again. */
 async function read(file, signal) {
   for (const list of [known, refresh]) {
     const readers = (await list()).filter(readsDigits);
@@ -243,7 +243,7 @@ function answered(file, readings) {
         el(
           "figcaption",
           { class: "faint" },
-          `What is sent is not the drawing as it stands but MNIST's form of it, which the network learned from: ${SIDE} × ${SIDE} pixels, white on black, the longer side ${BOX} of them, its weight in the middle. `,
+          `This is what was sent: the drawing in MNIST's form, which the network learned from. ${SIDE} × ${SIDE} pixels, white on black, the longer side ${BOX} of them, its weight in the middle. `,
           el("a", { href: saved, download: "digit.png" }, "Save digit.png"),
         ),
       ),

@@ -1,4 +1,4 @@
-// Elements, numbers and words. Text goes in as text nodes only: nothing that a file name or a label holds can run.
+// Elements, numbers and words. Text is put in only as text nodes, so nothing in a file name or a label can run.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -20,10 +20,10 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** A file's name, whatever its direction of writing, kept from turning the sentence around it. */
+/** A file's name in an element of its own, so that its direction of writing does not change the sentence around it. */
 export const name = (text) => el("bdi", { class: "name" }, text);
 
-/** A bar of `share` (0 to 1) of its track; seen only, for its number stands beside it. */
+/** A bar of `share` (0 to 1) of its track. Screen readers skip it, because its number stands beside it. */
 export function bar(share, kind = "") {
   const fill = el("span", { class: `fill ${kind}` });
   fill.style.inlineSize = `${100 * Math.min(1, Math.max(0, share))}%`;
@@ -59,7 +59,7 @@ export function say(text) {
   $("status").textContent = text;
 }
 
-/** A table that scrolls inside itself where it is too wide. `rows` are arrays of text, the first cell a heading. */
+/** A table that scrolls inside itself if it is too wide. `rows` are arrays of text, the first cell a heading. */
 export function table(caption, heads, rows) {
   return el(
     "div",

@@ -1,4 +1,4 @@
-// Live numbers from /metrics, which is Prometheus's text, read every two seconds while they are looked at.
+// Live numbers from /metrics, in Prometheus's text format, read every two seconds while they are shown.
 
 import { metrics, showTrouble } from "./ask.js";
 import { $, el, number, plain, table } from "./dom.js";
@@ -27,7 +27,7 @@ export function parse(text) {
   return samples;
 }
 
-/** The `q` quantile of a histogram's cumulative buckets, straight lines between their bounds; Infinity beyond the last. */
+/** The `q` quantile of a histogram's cumulative buckets, interpolated between their bounds; Infinity beyond the last. */
 export function quantile(q, buckets) {
   const sorted = buckets.map(({ labels, value }) => [labels.le === "+Inf" ? Infinity : Number(labels.le), value]).sort((a, b) => a[0] - b[0]);
   const total = sorted.at(-1)?.[1] ?? 0;
@@ -40,7 +40,7 @@ export function quantile(q, buckets) {
   return NaN;
 }
 
-/** Begins to show live numbers; `alone` where there is no result file to show instead. */
+/** Begins to show live numbers. `alone`: there is no result file to show instead. */
 export function start(alone) {
   explain = alone;
   if (timer !== null) return;
@@ -80,7 +80,7 @@ function show(samples, now) {
   history = [...history.filter((point) => now - point.at <= WINDOW), { at: now, images }];
   const [first] = history;
   const rate = history.length > 1 ? (images - first.images) / (now - first.at) : NaN;
-  // A model's name stands in the metrics once it is loaded, and once more for what failed before its model was known.
+  // The metrics have every model that was loaded, and "unknown" for what failed before its model was known.
   const models = [...new Set(of("podium_queue_depth").concat(of("podium_requests_total")).map((s) => s.labels.model))].sort();
   const total = (labels) => {
     const merged = new Map();
@@ -112,16 +112,16 @@ function show(samples, now) {
   const where = $("live");
   if (!where.firstChild) {
     const sentence = el("p", { class: "sentence" });
-    where.append(el("header", {}, el("h2", { class: "headline" }, "Live, from this service"), sentence), el("dl", { class: "tiles" }), el("div", {}), el("p", { class: "faint" }, "p50 and p99 are read off the histogram's buckets, from the body's last byte to the answer, since the service started. Read every two seconds."));
+    where.append(el("header", {}, el("h2", { class: "headline" }, "Live, from this service"), sentence), el("dl", { class: "tiles" }), el("div", {}), el("p", { class: "faint" }, "p50 and p99 are estimated from the histogram's buckets. They count from the body's last byte to the answer, since the service started. Read every two seconds."));
   }
   const [header, list, holder] = where.children;
   const sentence = header.lastChild;
-  const words = explain ? ["No result file is here; ", el("code", {}, "python -m benchmarks run --set five"), " measures one. Until then, what the service counts itself:"] : ["What the service counts itself."];
+  const words = explain ? ["No result file is here; ", el("code", {}, "python -m benchmarks run --set five"), " makes one. Until then, these are the service's own counts:"] : ["These are the service's own counts."];
   if (sentence.dataset.explain !== String(explain)) sentence.replaceChildren(...words);
   sentence.dataset.explain = String(explain);
   list.replaceChildren(...tiles.map(([title, value, note]) => el("div", {}, el("dt", {}, title), el("dd", {}, el("b", {}, value), el("span", { class: "faint" }, note)))));
   const fresh = table("By network", ["network", "answered", "failed", "p50", "p99", "batch", "waiting"], rows);
-  // The table that scrolls and has the focus stays; its content is exchanged.
+  // The element that scrolls and has the focus stays. Its content is replaced.
   if (holder.firstChild) holder.firstChild.replaceChildren(...fresh.children);
   else holder.append(fresh);
 }

@@ -1,9 +1,9 @@
-// Which networks the service has loaded: asked for when first needed, and again if an answer does not fit what is known.
+// Which networks the service has loaded. It is asked when this is first needed, and again if an answer does not fit.
 
 import { models } from "./ask.js";
 
 let networks = null; // as the last answer has them
-let asking = null; // the question under way, one for all who wait
+let asking = null; // the current request, which all callers share
 let tell = () => {};
 
 /** Calls `listener` with the networks each time the service has said which they are. */
@@ -11,7 +11,7 @@ export function whenAsked(listener) {
   tell = listener;
 }
 
-/** The networks as they are known; the service is asked if they are not. */
+/** The networks that are known. If none are, the service is asked. */
 export const known = async () => networks ?? refresh();
 
 /** The networks as the service has them now. */
@@ -22,7 +22,7 @@ export function refresh() {
   return asking;
 }
 
-/** The networks that gave the results of /compare: the service may have loaded others since it was asked. */
+/** The networks that gave the results of /compare. The service may have loaded others since it was last asked. */
 export async function behind(results) {
   const before = await known();
   const same = ({ model, version }) => results[model] && (results[model].error || results[model].version === version);

@@ -1,4 +1,4 @@
-// The figures of the newest result file: time, images per second, power, memory and accuracy, as the report has them.
+// The figures of the newest result file, as the report has them: time, images per second, power, memory and accuracy.
 
 import { results, showTrouble } from "./ask.js";
 import { $, bar, el, number, say, svg, table } from "./dom.js";
@@ -8,7 +8,7 @@ const MARK = "†"; // follows the name of every network whose weights are untra
 
 let series = "";
 let found = null;
-let asking = null; // aborts the request under way
+let asking = null; // aborts the current request
 
 /** Shows the result file if there is one, else live numbers. */
 export async function open() {
@@ -28,7 +28,7 @@ export async function open() {
   choose();
 }
 
-/** The viewer went on: no answer that is still to come is shown. */
+/** The viewer has left the tab: an answer that still comes is not shown. */
 export function close() {
   asking?.abort();
   live.stop();
@@ -85,10 +85,10 @@ function show() {
   $("measured").replaceChildren(...parts.filter(Boolean));
 }
 
-// A network of digits is a thousand times faster than those of photographs: beside it their bars would vanish.
+// A network for digits is a thousand times faster than the others. Beside it, nobody could compare their bars.
 const photographs = (record) => (record.classes ?? 1000) > 10;
 
-/** Why there is no energy to show, where there is none. */
+/** Why there is no energy to show, if there is none. */
 function unpowered(records) {
   if (records.some((record) => has(record.power?.joules_per_image))) return null;
   const reason = records.find((record) => record.power?.reason)?.power.reason;
@@ -106,15 +106,15 @@ function charts(records) {
     chart("Time for one picture", "Median at batch 1; the 99th percentile beside it. Shorter is faster.", single, (r) => r.latency_ms.p50, (r) => `${number(r.latency_ms.p50, "ms")}, p99 ${number(r.latency_ms.p99, "ms")}`, false),
     chart("Pictures per second", "At the best batch size measured. Longer is faster.", fastest, (r) => r.throughput_img_s, (r) => `${number(r.throughput_img_s)} at batch ${r.batch}`, true),
     powered.length &&
-      chart("Energy per picture", "At the most economical batch size, and the watts drawn meanwhile. Shorter is better.", powered, (r) => r.power.joules_per_image, (r) => `${number(r.power.joules_per_image, "J")}, ${number(r.power.mean_w, "W")}`, false),
-    chart("Memory", "Peak of the process (of the GPU where it ran there), weights included.", weighed, (r) => r.memory_mb.peak_gpu ?? r.memory_mb.peak_rss, (r) => number(r.memory_mb.peak_gpu ?? r.memory_mb.peak_rss, "MB"), false),
+      chart("Energy per picture", "At the batch size that takes least energy, with the mean power. Shorter is better.", powered, (r) => r.power.joules_per_image, (r) => `${number(r.power.joules_per_image, "J")}, ${number(r.power.mean_w, "W")}`, false),
+    chart("Memory", "Peak of the process, or of the GPU if it ran there, weights included.", weighed, (r) => r.memory_mb.peak_gpu ?? r.memory_mb.peak_rss, (r) => number(r.memory_mb.peak_gpu ?? r.memory_mb.peak_rss, "MB"), false),
     balls(single.length ? single : fastest),
   ].filter(Boolean);
 }
 
 const figure = (title, caption, ...content) => el("figure", { class: "chart" }, el("figcaption", {}, el("h3", {}, title), caption && el("p", { class: "faint" }, caption)), ...content);
 
-/** A bar per network, the best first; null where no record has the value. */
+/** A bar per network, the best first; null if no record has the value. */
 function chart(title, caption, records, value, text, largestFirst) {
   const known = records.filter((record) => has(value(record))).sort((a, b) => (largestFirst ? value(b) - value(a) : value(a) - value(b)));
   if (!known.length) return null;
@@ -126,7 +126,7 @@ function chart(title, caption, records, value, text, largestFirst) {
 function balls(records) {
   const known = records.filter((r) => has(r.top1) && r.macs > 0 && r.params > 0 && (r.classes ?? 1000) === 1000).sort((a, b) => a.macs - b.macs);
   if (known.length < 2) return null;
-  // Its text keeps its size: on a phone there are fewer units across.
+  // Text keeps its size, so on a phone there are fewer units across.
   const [width, height, left, bottom, top, right] = innerWidth > 640 ? [720, 400, 56, 48, 20, 90] : [340, 340, 36, 48, 20, 80];
   const accuracies = known.map((r) => r.top1);
   const [low, high] = [Math.floor((Math.min(...accuracies) - 3) / 5) * 5, Math.ceil((Math.max(...accuracies) + 2) / 5) * 5];

@@ -7,14 +7,14 @@ const ENGINES = { onnxruntime: "ONNX Runtime", openvino: "OpenVINO", tensorrt: "
 const WEIGHTS = { pretrained: "trained", custom: "own weights", untrained: "untrained" };
 const STAGES = ["decode", "queue", "inference"];
 
-/** A network that reads digits in grey: it is asked about drawings, and stands apart where pictures are compared. */
+/** A network that reads digits in grey. It is asked about drawings, and shown apart when pictures are compared. */
 export const readsDigits = (model) => model.input?.mode === "L" && model.classes === 10;
 
 export const untrained = (model) => model.weights === "untrained";
 
 const engine = (id) => ENGINES[id] ?? id;
 
-/** What makes two answers the same: the class's WordNet id, or its name. */
+/** Two answers are the same if this is: the class's WordNet id, or its name. */
 export const classOf = (prediction) => prediction.synset ?? prediction.label.toLowerCase();
 
 /** The answers grouped by their first class, the most frequent first, then the most certain. */
@@ -30,7 +30,7 @@ export function groups(answers) {
   return [...found.values()].sort((a, b) => b.answers.length - a.answers.length || b.sure - a.sure);
 }
 
-/** What the trained networks say together: `headline`, `sentence`, their `groups`, and the class of the majority. */
+/** What the trained networks say: `headline`, `sentence`, their `groups`, and the class of the majority. */
 export function verdict(answers) {
   const trained = answers.filter((answer) => !untrained(answer));
   const parts = groups(trained);

@@ -1,4 +1,4 @@
-// A picture, chosen, dropped, pasted, photographed or a sample, and what every network says of it.
+// A picture that was chosen, dropped, pasted, photographed or taken from the samples, and what every network says about it.
 
 import { Trouble, compare, showTrouble, trouble } from "./ask.js";
 import { commands } from "./commands.js";
@@ -8,9 +8,9 @@ import { badge, card, how, readsDigits, verdict, verdictShown } from "./networks
 
 const TOP_K = 5;
 
-let count = 0; // of the networks that are loaded; 0 if that is not known
+let count = 0; // networks that are loaded; 0 if that is not known
 let last = null; // { pictures, said, longest } of the picture shown
-let asking = null; // aborts what the last picture chosen waits for
+let asking = null; // aborts the request for the last picture
 let shownUrl = null;
 
 const ORDERS = {
@@ -59,7 +59,7 @@ export function show(models) {
   const ready = models.filter((model) => !readsDigits(model));
   if (last || asking) return;
   $("verdict").replaceChildren(
-    el("h2", { class: "headline waiting" }, ready.length ? "Show them something" : "No network for pictures is loaded"),
+    el("h2", { class: "headline waiting" }, ready.length ? "Choose a picture" : "No network for pictures is loaded"),
     el("p", { class: "sentence" }, ready.length ? "Loaded and warm:" : "`python -m export resnet50` exports one; then serve again."),
     el("ul", { class: "waiting cards" }, ready.map((model) => el("li", {}, el("article", { class: "card" }, el("header", {}, el("h3", {}, model.model), model.year && el("span", { class: "year faint" }, String(model.year)), badge(model)), how(model))))),
   );
@@ -69,7 +69,7 @@ export function show(models) {
 function take(data, verb) {
   const files = [...(data?.files ?? [])];
   if (!files.length) {
-    if (verb === "pasted") return; // text, on its way to nowhere
+    if (verb === "pasted") return; // text, which is not for us
     clear();
     showTrouble($("picture-trouble"), new Trouble("What was dropped is not a file. Save the picture first: addresses are never fetched."));
     return;
@@ -88,13 +88,13 @@ async function sample(file) {
   } catch {
     if (signal.aborted) return;
     asking = null;
-    showTrouble($("picture-trouble"), new Trouble("The sample did not load. See whether the service still runs.", { again: true }), () => sample(file));
+    showTrouble($("picture-trouble"), new Trouble("The sample did not load. Check whether the service still runs.", { again: true }), () => sample(file));
     return;
   }
   look(new File([content], file, { type: "image/jpeg" }), "A sample.", `ui/samples/${file}`);
 }
 
-/** Takes away the last picture's answers, and the wait for any still to come; aborted when the next picture begins. */
+/** Removes the last picture's answers and aborts its request. Returns the signal for the next one. */
 function begin() {
   clear();
   asking = new AbortController();
@@ -147,7 +147,7 @@ function choose(file, remark) {
   $("chosen").hidden = false;
 }
 
-/** On a phone the answers stand below: scroll so that the picture and they are seen together. */
+/** On a phone the answers are below the picture. Scroll so that both are seen. */
 function reveal() {
   if (matchMedia("(max-width: 56rem)").matches) $("chosen").scrollIntoView();
 }
@@ -166,19 +166,19 @@ function answered(results, networks, took) {
   $("sorting").hidden = pictures.length < 1;
   $("legend").replaceChildren(
     ...["decode", "queue", "inference"].map((stage) => el("span", { class: stage }, stage)),
-    `Networks take turns at the engine: the wait is the queue. All of it, there and back: ${ms(took)}.`,
+    `Networks take turns at the engine, and queue is that wait. The whole request took ${ms(took)}.`,
   );
   arrange();
   if (digits.length) {
     $("apart").replaceChildren(
-      el("h2", {}, "Apart: it reads digits"),
-      el("ul", { class: "cards" }, digits.map(({ model, answer }) => el("li", {}, card(model, answer, { longest: Math.max(longest, answer.timing_ms.total), note: "It knows the digits 0 to 9 and takes whatever it is shown for one of them." })))),
+      el("h2", {}, "Not counted: it reads digits"),
+      el("ul", { class: "cards" }, digits.map(({ model, answer }) => el("li", {}, card(model, answer, { longest: Math.max(longest, answer.timing_ms.total), note: "It knows only the digits 0 to 9, and answers one of them for any picture." })))),
     );
   }
   say(said ? `${said.headline}. ${said.sentence}` : "");
 }
 
-/** Puts the cards in the order that the viewer likes; networks that failed come last. */
+/** Sorts the cards as the viewer has chosen. Networks that failed come last. */
 function arrange() {
   if (!last) return;
   const { pictures, said, longest } = last;
