@@ -1,4 +1,4 @@
-"""The lecture's table: its own rows for VGG-16, and the same arithmetic for every other network."""
+"""The lecture's table: its rows for VGG-16, and the same arithmetic for every other network."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def row_of(name: str, module: str) -> dict[str, Any]:
     return dict(found)
 
 
-def test_vgg16_is_the_lectures_table() -> None:
+def test_the_description_of_vgg16_is_the_lectures_table() -> None:
     own = [(r["label"], *r["output"], r["activations"], r["weights"]) for r in described("vgg16")["layers"]]
     assert own == [
         (label, side, side, channels, activations, weights) for label, side, channels, activations, weights in VGG16
@@ -100,7 +100,7 @@ def test_alexnet_2012_has_the_lectures_shapes() -> None:
 @pytest.mark.parametrize(
     ("name", "sides"),
     [
-        ("zfnet", [110, 55, 26, 13, 13, 13, 13, 6]),  # figure 3: only pools that round up arrive at 55 and 13
+        ("zfnet", [110, 55, 26, 13, 13, 13, 13, 6]),  # figure 3: only pools that round up give 55 and 13
         ("nin", [54, 54, 54, 27, 27, 27, 27, 13, 13, 13, 13, 6, 6, 6, 6, 1]),
     ],
 )
@@ -160,7 +160,7 @@ def test_normalization_folds_into_the_convolution_before_it() -> None:
     assert alone == {"resnetv2_50": 17, "densenet121": 62}
 
 
-def test_training_only_parts_stand_apart() -> None:
+def test_parts_used_only_in_training_are_listed_apart() -> None:
     assert described("inception_v3")["training_only"] == {"params": 3_326_696, "modules": {"AuxLogits": 3_326_696}}
     assert not [layer for layer in described("inception_v3")["layers"] if layer["name"].startswith("AuxLogits")]
     assert "For training only" in as_text(described("googlenet"))
@@ -179,14 +179,14 @@ def test_inception_modules_with_and_without_bottlenecks() -> None:
     assert counts["lecture"] == lecture_example()
     modules = {module["name"]: module for module in counts["modules"]}
     assert len(modules) == 9
-    # 3b is the lecture's example but for its bottlenecks of 128 and 32.
+    # 3b is the lecture's example except that its bottlenecks are 128 and 32.
     assert modules["inception3b"]["naive"] == 854_196_224
     positions, own = 28 * 28, 256 * 128 + 256 * 128 + 128 * 9 * 192 + 256 * 32 + 32 * 25 * 96 + 256 * 64
     assert modules["inception3b"]["bottlenecked"] == positions * own
     assert described("resnet50")["inception"] is None
 
 
-def test_a_forks_two_convolutions_both_read_the_bottleneck() -> None:
+def test_both_convolutions_of_a_fork_read_the_bottleneck() -> None:
     modules = {module["name"]: module for module in described("inception_v3")["inception"]["modules"]}
     actual = sum(x["macs"] for x in described("inception_v3")["layers"] if x["name"].startswith("Mixed_7c."))
     assert modules["Mixed_7c"]["bottlenecked"] == actual
@@ -194,7 +194,7 @@ def test_a_forks_two_convolutions_both_read_the_bottleneck() -> None:
     assert modules["Mixed_7c"]["naive"] == naive
 
 
-def test_count_macs_leaves_the_network_as_it_was() -> None:
+def test_count_macs_does_not_change_the_network() -> None:
     network = nn.Sequential(nn.Conv2d(4, 8, 3, 2, 1, groups=2), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 25, 3))
     network.train()
     network[1].eval()
@@ -222,6 +222,6 @@ def test_describe_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "The lecture says 854 M and 358 M" in text
 
 
-def test_an_unknown_network_is_answered_with_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_gets_the_closest_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["describe", "vgg61"]) == 2
     assert "no network is called 'vgg61'; did you mean vgg19, vgg16, vgg13?" in capsys.readouterr().err

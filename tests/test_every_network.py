@@ -1,4 +1,4 @@
-"""Every network of the table, built, exported and held against PyTorch in every engine: some minutes."""
+"""Every network of the table, built, exported and compared with PyTorch in every engine. Takes some minutes."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ def test_it_exports_and_passes_parity(name: str, capsys: pytest.CaptureFixture[s
     assert set(parity["by_engine"]) >= {"onnxruntime", "openvino"}
     assert (manifest["params"], manifest["macs"], manifest["year"]) == (row.params, row.macs, row.year)
     assert manifest["weights"]["kind"] == "untrained"
-    shutil.rmtree(artifact.folder)  # all of them together are gigabytes
+    shutil.rmtree(artifact.folder)  # together they would take gigabytes

@@ -1,4 +1,4 @@
-"""From network to artifact: the same answers as PyTorch, or nothing is saved; and what is saved can be trusted."""
+"""From network to artifact: it answers as PyTorch does or is not saved, and a changed artifact is not loaded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.conftest import ROOT, SHARED, export, save_tiny, tiny_onnx
 DIGITS = ROOT / "examples" / "digits"
 
 
-def test_the_manifest_holds_what_the_contract_names(lenet5: Artifact) -> None:
+def test_the_manifest_holds_every_documented_field(lenet5: Artifact) -> None:
     manifest = lenet5.manifest
     assert (manifest["network"], manifest["family"], manifest["year"], manifest["classes"]) == (
         "lenet5",
@@ -78,7 +78,7 @@ def test_the_graph_carries_no_local_path(lenet5: Artifact) -> None:
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_every_engine_reads_the_example_digits_rightly(engine: str, lenet5: Artifact) -> None:
+def test_every_engine_reads_the_example_digits_correctly(engine: str, lenet5: Artifact) -> None:
     runtime = open(lenet5, engine)
     assert (runtime.engine, runtime.precision) == (engine, "fp32")
     images = parity.inputs(lenet5.preprocess)
@@ -98,7 +98,7 @@ def test_every_batch_size_gives_what_single_images_give(engine: str, count: int,
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_exporting_again_keeps_what_has_not_changed(lenet5: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exporting_again_keeps_an_unchanged_version(lenet5: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
     assert export("lenet5") == 0
     assert "unchanged, kept" in capsys.readouterr().out
     assert find("lenet5").version == lenet5.version
@@ -123,7 +123,7 @@ def test_verify_and_show_and_list(lenet5: Artifact, capsys: pytest.CaptureFixtur
 
 
 def broken_export(monkeypatch: pytest.MonkeyPatch, damage: Any) -> None:
-    """Have the exporter write a graph whose weights `damage` has changed."""
+    """Make the exporter write a graph whose weights `damage` has changed."""
     from export import to_onnx
 
     original = to_onnx.to_onnx
@@ -149,7 +149,7 @@ def broken_export(monkeypatch: pytest.MonkeyPatch, damage: Any) -> None:
     ],
     ids=["one percent", "shuffled", "nan"],
 )
-def test_a_graph_that_is_another_network_is_not_saved(
+def test_a_graph_with_other_answers_is_not_saved(
     damage: Any, complaint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {a.tag for a in artifacts()}
@@ -170,7 +170,7 @@ def images_of(count: int) -> parity.Inputs:
     return parity.Inputs(np.zeros((count, 1, 1, 3), np.uint8), names, ("photographs",) * count)
 
 
-def test_agreement_counts_only_answers_that_are_no_tie() -> None:
+def test_agreement_ignores_ties() -> None:
     limits = parity.Thresholds("all", None, None, 0, lead=0.1, agreement=1.0)
     sure, tie = [0.7, 0.2, 0.1], [0.34, 0.33, 0.33]
     tie_turned = parity.compare(scores_of(sure, tie), scores_of(sure, [0.33, 0.34, 0.33]), images_of(2), limits)
@@ -183,7 +183,7 @@ def test_agreement_counts_only_answers_that_are_no_tie() -> None:
     assert no_leads.confident_agreement is None
 
 
-def test_agreement_of_a_handful_may_miss_one_answer_but_never_in_float32() -> None:
+def test_a_handful_of_images_may_differ_in_one_answer_but_never_in_float32() -> None:
     rows = [[0.7, 0.2, 0.1]] * 20
     turned = [[0.2, 0.7, 0.1], *rows[1:]]
     for agreement, passed in ((1.0, False), (0.99, True)):
@@ -200,7 +200,7 @@ def test_int8_is_judged_by_photographs_and_by_their_labels() -> None:
     )
     limits = parity.Thresholds("photographs", None, None, 0.5, lead=1.0, agreement=0.99, top1_loss=1.0)
     flat = parity.compare(scores_of(right, right, right, right), scores_of(right, right, right, wrong), images, limits)
-    assert flat.passed, "what a calibration never sees does not judge it"
+    assert flat.passed, "noise, which calibration never sees, must not decide the verdict"
     lost = parity.compare(scores_of(*[right] * 4), scores_of(right, wrong, wrong, right), images, limits)
     assert lost.top1_loss == pytest.approx(200 / 3)
     assert any(f.startswith("top-1 loss") for f in lost.failures)
@@ -290,7 +290,7 @@ def test_a_damaged_manifest_is_named_and_hides_no_other(tmp_path: Path, capsys: 
     bentoml.models.delete(artifact.tag)
 
 
-def test_nothing_is_left_of_a_save_that_fails(tiny: Artifact, tmp_path: Path) -> None:
+def test_a_failed_save_leaves_nothing(tiny: Artifact, tmp_path: Path) -> None:
     before = {a.tag for a in artifacts()}
     files = {"fp32.onnx": tmp_path / "nowhere.onnx"}
     with pytest.raises(Failure, match="cannot save"):
@@ -300,7 +300,7 @@ def test_nothing_is_left_of_a_save_that_fails(tiny: Artifact, tmp_path: Path) ->
     assert {a.tag for a in artifacts()} == before
 
 
-def test_the_engine_that_runs_is_the_engine_named(tiny: Artifact) -> None:
+def test_the_engine_that_runs_is_the_one_that_is_named(tiny: Artifact) -> None:
     assert choose(tiny, "openvino")[:2] == ("openvino", "fp32")
     for engine, precision, complaint in (
         ("abacus", "auto", "no engine is called"),

@@ -1,4 +1,4 @@
-"""The options of an export: none is without effect, and the manifest's command gives them all again."""
+"""The options of an export: each has an effect, and the command in the manifest repeats them all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.conftest import ROOT, export, tiny_onnx
 
 DIGITS = ROOT / "examples" / "digits"
 
-# Values of options that are not flags, by their type; several words, signs and spaces among them.
+# Values for options with a value, by type; they include several words, signs and spaces.
 SAMPLES: dict[Any, tuple[str, ...]] = {
     int: ("3", "17"),
     Path: ("photographs of mine/it's", "../up", "/at the/root"),
@@ -45,7 +45,7 @@ def words_of(action: argparse.Action, draw: random.Random) -> list[str]:
 
 
 def again(argv: list[str], architecture: str | None, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of `argv`, and those of the command that is recorded for them."""
+    """The options of `argv`, and the options of the command that is recorded for them."""
     options = export_parser().parse_args(argv)
     made: Any = SimpleNamespace(
         row=SimpleNamespace(name=architecture) if architecture else None, weights=SimpleNamespace(kind=kind)
@@ -118,7 +118,7 @@ def test_an_option_without_effect_is_refused(
     assert complaint in err and err.count("\n") == 1
 
 
-def test_classes_and_labels_count_for_a_network_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_and_labels_apply_to_your_own_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, names = tmp_path / "mine.py", tmp_path / "labels.txt"
     source.write_text(
         "import torch\n\ndef four():\n    torch.manual_seed(0)\n"

@@ -1,4 +1,4 @@
-"""Classifiers that others exported: their layout, range and opset found or asked for, then the same gate as ours."""
+"""Classifiers that others exported: their layout, range and opset are found or asked for; then our gate applies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def classifier(
     kind: int = TensorProto.FLOAT,
     reshape_to: int | None = None,
 ) -> Path:
-    """Convolution, global pooling, one matrix: as an exporter of the year writes it."""
+    """Convolution, global pooling, one matrix: as exporters write it today."""
     random = np.random.default_rng(0)
     wide = 3 if not isinstance(channels, int) else channels
     constants = {
@@ -110,12 +110,12 @@ def test_uint8_graphs_normalise_by_themselves(tmp_path: Path, capsys: pytest.Cap
     assert find("bytes").manifest["files"]["fp32.onnx"]["parity"]["verdict"] == "pass"
 
 
-def test_our_own_export_is_taken_back(tmp_path: Path) -> None:
+def test_our_own_export_is_accepted(tmp_path: Path) -> None:
     assert export("--onnx", tiny_onnx(tmp_path / "again.onnx"), "--resize", 36) == 0
     assert find("again").preprocess.resize == 36
 
 
-def test_it_is_quantized_like_ours(tmp_path: Path) -> None:
+def test_a_foreign_classifier_is_quantized_like_ours(tmp_path: Path) -> None:
     path = classifier(tmp_path / "small.onnx")
     photographs = ROOT / "examples" / "photographs"
     argv = ("--onnx", path, *IMAGENET, "--precision", "fp32,int8", "--calibration", photographs, "--engine", "openvino")
@@ -151,7 +151,7 @@ def test_labels_and_a_name_can_be_given(tmp_path: Path) -> None:
         ({}, (*IMAGENET, "--precision", "fp16"), 1, "fp16 is exported only from PyTorch"),
     ],
 )
-def test_what_the_file_does_not_say_is_asked_for(
+def test_the_user_is_asked_for_what_the_file_does_not_say(
     form: dict[str, Any], argv: tuple[str, ...], status: int, complaint: str, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -170,7 +170,7 @@ def test_a_graph_of_one_image_is_taken_with_max_batch_1(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x08\x08"], ids=["empty", "garbage", "no graph"])
-def test_what_is_no_model_is_named(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_without_a_model_is_named(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.onnx").write_bytes(content)
     assert export("--onnx", tmp_path / "bad.onnx", *IMAGENET) == 1
     assert "bad.onnx" in capsys.readouterr().err

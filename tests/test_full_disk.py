@@ -1,5 +1,5 @@
-"""A disk without room, as every process meets it that may not write more than so many bytes to one file: what writes
-only to be faster goes on, everything else ends with one line, and nothing is left half done.
+"""A full disk, simulated by a limit on the size of each file: a write that only saves time is skipped, every other
+failure ends with one line, and no half-written file is left.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDepre
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_the_service_starts_and_answers(tiny: Artifact, tmp_path: Path, engine: str) -> None:
-    # Room for the temporary folder, and none for what OpenVINO would keep of the compiled network.
+    # Room for the temporary folder, but not for the compiled network that OpenVINO would cache.
     with room(1000), serve(tmp_path / "log", PODIUM_MODELS=tiny.tag, PODIUM_ENGINE=engine) as server:
         status, answer = server.classify(jpeg())
         assert (status, answer["engine"]) == (200, engine)
@@ -67,9 +67,9 @@ def saved(artifact: Artifact, graph: Path) -> Artifact:
     return save({**artifact.manifest, "files": {"fp32.onnx": {}}}, {"fp32.onnx": graph}, default_labels(10))
 
 
-def test_a_save_leaves_nothing_half_done(tmp_path: Path) -> None:
+def test_a_failed_save_leaves_no_half_written_version(tmp_path: Path) -> None:
     artifact = save_tiny(tmp_path, "squeezed")
-    # No room for the graph; then room for everything, and the store cannot note which version is the newest.
+    # First no room for the graph; then room for all, but the store cannot record which version is the newest.
     with (
         room(500),
         pytest.raises(Failure, match=r"cannot save squeezed .*File too large.*BENTOML_HOME names its folder"),
@@ -97,7 +97,7 @@ class Publisher(BaseHTTPRequestHandler):
         pass
 
 
-def test_weights_that_find_no_room_are_not_passed_over(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_on_the_disk_are_an_error(tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), Publisher) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/weights.pth"
@@ -106,13 +106,13 @@ def test_weights_that_find_no_room_are_not_passed_over(tmp_path: Path) -> None:
             pytest.raises(weights.WeightsError, match=r"cannot keep weights\.pth\.part in .*PODIUM_CACHE") as told,
         ):
             weights.download(address, tmp_path / "weights.pth.part")
-        assert not isinstance(told.value, weights.Unreachable)  # for which `auto` takes untrained weights
+        assert not isinstance(told.value, weights.Unreachable)  # in which case `auto` takes untrained weights
         weights.download(address, tmp_path / "weights.pth.part")
         server.shutdown()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
-def test_an_output_that_takes_nothing_ends_in_one_line() -> None:
+def test_an_output_that_cannot_be_written_ends_in_one_line() -> None:
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = [sys.executable, "-m", "models", "list", "--set", "five"]
     with Path("/dev/full").open("w") as full:
@@ -121,7 +121,7 @@ def test_an_output_that_takes_nothing_ends_in_one_line() -> None:
     assert done.returncode == 1 and line.startswith("python -m models: cannot write a file: No space left on device; ")
 
 
-def test_only_errors_about_writing_are_explained() -> None:
+def test_only_write_errors_are_explained() -> None:
     assert "choose a place" in str(unwritable(PermissionError(errno.EACCES, "Permission denied", "/etc/x")))
     assert "/etc/x" in str(unwritable(OSError(errno.EROFS, "Read-only file system", "/etc/x")))
     assert unwritable(FileNotFoundError(errno.ENOENT, "No such file or directory", "x")) is None

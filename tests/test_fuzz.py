@@ -1,6 +1,6 @@
-"""Any request at all, through the whole of `Api`: an answer, or an error that names the request's own fault.
+"""Any request at all, through the whole of `Api`: an answer, or an error that names the fault of the request.
 
-The parts have properties of their own: images in test_images.py, forms in test_api.py, the protocol in test_oip.py.
+The parts have property tests of their own: images in test_images.py, forms in test_api.py, the protocol in test_oip.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Ask = Callable[[dict[str, Any], list[dict[str, Any]]], tuple[int, bytes]]
 
 @pytest.fixture(scope="module")
 def ask(tiny: Artifact) -> Iterator[Ask]:
-    """Sends a scope and its messages through an `Api`, and gives back the status and the body; 299 was not its own."""
+    """Sends a scope and its messages through an `Api` and returns status and body; 299 is the application behind it."""
     loop = asyncio.new_event_loop()
     serving = Serving(Settings.read({"PODIUM_MAX_BODY_MB": "0.01"}), [tiny], CollectorRegistry())
     loop.run_until_complete(serving.start())
@@ -124,13 +124,13 @@ def test_any_request_is_answered_or_refused(
     assert status < 500
     if method == "HEAD":
         assert not body
-    elif 400 <= status < 499:  # 499 is for a client that is gone, and who stands before it
+    elif 400 <= status < 499:  # 499 is for a client that has left, so only proxies see it
         error = json.loads(body)["error"]
         assert error if path.startswith("/v2/") else error["code"] and error["message"]
 
 
-def test_the_hostile_requests_get_what_they_may(ask: Ask) -> None:
-    """Those of `python -m benchmarks stand` that are HTTP, without the server that parses it."""
+def test_the_hostile_requests_get_an_allowed_answer(ask: Ask) -> None:
+    """The valid HTTP requests of `python -m benchmarks stand`, without the server that parses HTTP."""
     asked = 0
     for case in hostile.cases(seed=1, network="tiny", shape=SHAPE):
         head, _, body = case.request.partition(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""The fuzzers of tests/fuzzing: their kept corpus, a bounded run of each, and that each would find a defect."""
+"""The fuzzers of tests/fuzzing: their kept corpus, a bounded run of each, and a proof that each finds a defect."""
 
 from __future__ import annotations
 
@@ -66,17 +66,17 @@ def test_a_planted_defect_is_found_in_the_corpus(planted: str, tmp_path: Path) -
 
 @needs_proc
 @pytest.mark.parametrize("planted", ["decode_hangs_in_python", "decode_hangs_in_c"])
-def test_what_does_not_end_is_ended_and_found(planted: str, tmp_path: Path) -> None:
+def test_an_input_that_never_ends_is_stopped_and_reported(planted: str, tmp_path: Path) -> None:
     found = replay(f"planted:{planted}", files("decode"), tmp_path)
     assert isinstance(found, Finding) and found.words.endswith("more than twice the processor time allowed")
-    # It is the first file, it lies where the report says, and the report says how to run it again.
+    # It is the first file, it is where the report says, and the report says how to run it again.
     assert found.data == files("decode")[0].read_bytes() == found.file.read_bytes()
     assert str(found).endswith(f"python -m tests.fuzzing planted:{planted} {found.file}")
 
 
 @needs_atheris
 @pytest.mark.slow
-def test_the_fuzzer_is_guided_to_a_defect_that_is_deep_down(tmp_path: Path) -> None:
+def test_coverage_guides_the_fuzzer_to_a_deep_defect(tmp_path: Path) -> None:
     seeds = tmp_path / "seeds"
     seeds.mkdir()
     (seeds / "text").write_bytes(b"a text")
@@ -89,6 +89,6 @@ def test_the_fuzzer_is_guided_to_a_defect_that_is_deep_down(tmp_path: Path) -> N
 @needs_atheris
 @pytest.mark.slow
 @pytest.mark.parametrize("target", NAMES)
-def test_fuzzing_for_a_while_finds_nothing(target: str, tmp_path: Path) -> None:
+def test_a_short_fuzzing_run_finds_no_defect(target: str, tmp_path: Path) -> None:
     found = fuzz(target, SECONDS, tmp_path)
     assert found is None, str(found)

@@ -1,4 +1,4 @@
-"""The arrows of the house: which room may import which, what loads lazily, and what the project may not say."""
+"""Which package may import which, what loads lazily, and which words the project may not contain."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.arrows import (
 )
 from tests.conftest import ROOT
 
-# What each room may import of ours, beside itself. A dotted name allows that module alone.
+# Which of our packages each package may import, besides itself. A dotted name allows that module only.
 ARROWS = {
     "models": (),
     "serving": ("models",),
     "export": ("models", "serving"),
-    # gpu.sh makes its own files where there is no store to take them from, and checks them as the exporter does.
+    # gpu.sh builds its own files if there is no store to take them from, and checks them as the exporter does.
     "benchmarks": (
         "models",
         "export.parity",
@@ -43,8 +43,8 @@ ARROWS = {
     "service": ("models", "serving"),
 }
 
-# What each room of benchmarks may import of the others, beside itself and the ground: the files that lie in no room.
-# Only `__main__` imports a room's commands.
+# Which packages of benchmarks each of them may import, besides itself and the ground (the files beside the packages).
+# Only `__main__` imports the commands of a package.
 BENCHMARK_ROOMS = {
     "ground": (),
     "engine": (),
@@ -65,7 +65,7 @@ LAZY = {
     "pyarrow", "ray",
 }  # fmt: skip
 
-# torch or onnx is what these are made of: nothing imports them but the functions that build, export or train.
+# These consist of torch or onnx code: only the functions that build, export or train import them.
 TORCH_FILES = {
     "export/from_onnx.py",
     "export/to_onnx.py",
@@ -97,13 +97,13 @@ def test_no_import_runs_in_a_circle() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_the_drawn_graph_is_todays() -> None:
+def test_the_drawn_graph_is_up_to_date() -> None:
     page = PAGE.read_text("utf-8")
     assert insert(page, drawn()) == page, "`python -m tests.arrows` draws it again"
 
 
 @pytest.mark.parametrize("room", BENCHMARK_ROOMS)
-def test_arrows_between_the_rooms_of_benchmarks(room: str) -> None:
+def test_arrows_between_the_packages_of_benchmarks(room: str) -> None:
     allowed = {room, "ground", *BENCHMARK_ROOMS[room]}
     for name, path in MODULES.items():
         if not name.startswith("benchmarks.") or room_of(name) != room or name == "benchmarks.__main__":
@@ -137,7 +137,7 @@ def test_heavy_packages_load_lazily(room: str) -> None:
     assert not wrong
 
 
-@pytest.mark.usefixtures("tiny")  # the service wants something to serve
+@pytest.mark.usefixtures("tiny")  # the service needs something to serve
 def test_serving_never_imports_torch() -> None:
     code = "import sys, service; print('torch' in sys.modules, 'onnx' in sys.modules)"
     here = {**os.environ, "PODIUM_MODELS": "tiny"}

@@ -1,4 +1,4 @@
-"""The networks: every row against the reference, the papers' arithmetic, and what building them promises."""
+"""The networks: every row checked against the reference and the papers' arithmetic, and what `build` guarantees."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OTHERS = (
 
 @cache
 def on_meta(name: str, classes: int | None = None, size: int | None = None) -> nn.Module:
-    """The network without numbers: shapes are what these tests look at."""
+    """The network without memory for its weights: these tests look at shapes only."""
     with torch.device("meta"):
         return build(name, classes, size)
 
@@ -78,7 +78,7 @@ def test_sets() -> None:
     assert SETS["all"] == NAMES
 
 
-def test_expand_keeps_order_and_drops_repetitions() -> None:
+def test_expand_keeps_the_order_and_drops_duplicates() -> None:
     assert expand(["vgg16", "nin"], "five") == ["vgg16", "nin", "alexnet", "googlenet", "resnet50", "resnext50_32x4d"]
     assert expand((), "all") == list(NAMES)
 
@@ -92,7 +92,7 @@ def test_expand_keeps_order_and_drops_repetitions() -> None:
         ([], None, "name a network or a set"),
     ],
 )
-def test_expand_refuses_what_does_not_exist(names: list[str], set_name: str | None, says: str) -> None:
+def test_expand_refuses_unknown_names(names: list[str], set_name: str | None, says: str) -> None:
     with pytest.raises(Usage, match=says):
         expand(names, set_name)
 
@@ -121,13 +121,13 @@ def test_torchvision_checkpoints_carry_their_hash_in_their_name() -> None:
         assert (checkpoint.license, checkpoint.top1 is None) == ("BSD-3-Clause", False)
 
 
-def test_every_other_checkpoint_states_what_proves_it() -> None:
+def test_every_other_checkpoint_but_the_one_we_ship_has_a_hash() -> None:
     others = [c for row in SPECS.values() if (c := row.checkpoint) and "download.pytorch.org" not in c.url]
     hashed = [c for c in others if c.sha256 and re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{64}", c.sha256)]
     assert [c for c in others if c not in hashed] == [Checkpoint("lenet5.safetensors", None, "Apache-2.0")]
 
 
-def test_networks_under_others_names_have_their_checkpoints() -> None:
+def test_the_networks_without_a_checkpoint() -> None:
     assert {name for name, row in SPECS.items() if row.checkpoint is None} == {
         "alexnet_2012", "zfnet", "nin", "googlenet_2014", "inception_v2", "resnet50_2015", "resnet152_stochastic_depth",
         "fractalnet34",
@@ -135,7 +135,7 @@ def test_networks_under_others_names_have_their_checkpoints() -> None:
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-def test_one_half_is_what_transform_input_comes_to(name: str) -> None:
+def test_a_mean_of_one_half_equals_transform_input(name: str) -> None:
     recipe = SPECS[name].preprocess
     value = np.linspace(0, 1, 11)
     for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
@@ -181,7 +181,7 @@ def test_reference(name: str) -> None:
     ("name", "params"),
     [
         ("lenet5", 61_706),
-        ("alexnet_2012", 60_965_224),  # with groups of two, as the two GPUs had it
+        ("alexnet_2012", 60_965_224),  # with two groups, as on the paper's two GPUs
         ("nin", 7_595_176),  # Caffe's file of 29 MB
         ("googlenet_2014", 13_378_280),  # Caffe's bvlc_googlenet, both heads included
         ("resnet152_stochastic_depth", 60_192_808),
@@ -191,7 +191,7 @@ def test_counts_of_the_published_networks(name: str, params: int) -> None:
     assert sum(p.numel() for p in on_meta(name).parameters()) == params == SPECS[name].params
 
 
-def test_the_parts_of_googlenet_that_run_hold_seven_million() -> None:
+def test_the_parts_of_googlenet_that_run_hold_seven_million_parameters() -> None:
     row = SPECS["googlenet_2014"]
     assert row.params - row.training_only == 6_998_552
 
@@ -250,7 +250,7 @@ def test_the_stride_of_2015_is_on_the_first_convolution() -> None:
 
 
 def test_local_response_norm_is_the_papers_formula() -> None:
-    x = np.random.default_rng(0).normal(size=(2, 7, 3, 4)) * 50  # large enough for the sum to matter
+    x = np.random.default_rng(0).normal(size=(2, 7, 3, 4)) * 50  # large enough that the sum matters
     expected = np.empty_like(x)
     for i in range(7):
         # Krizhevsky et al. 2012, section 3.3: j from max(0, i - n/2) to min(N - 1, i + n/2), n = 5.
@@ -260,7 +260,7 @@ def test_local_response_norm_is_the_papers_formula() -> None:
     np.testing.assert_allclose(LocalResponseNorm()(torch.from_numpy(x)).numpy(), expected, rtol=1e-12)
 
 
-def test_average_pools_count_the_border_or_do_not() -> None:
+def test_average_pools_include_or_exclude_the_padding() -> None:
     ones = torch.ones(1, 1, 5, 5)
     assert Pool("average").build()(ones)[0, 0, 0, 0] == 1
     assert Pool("padded").build()(ones)[0, 0, 0, 0] == pytest.approx(4 / 9)
@@ -327,7 +327,7 @@ def test_a_fractal_trained_on_one_column_is_that_column() -> None:
     ends = [torch.tensor(float(i)) for i in range(3)]
     assert drop_path(ends, 0) == [ends[2]], "0 is the deepest"
     assert drop_path(ends, 2) == [ends[0]]
-    assert drop_path(ends[1:], 2) == ends[1:], "a column that does not end here changes nothing"
+    assert drop_path(ends[1:], 2) == ends[1:], "a column that does not end here must not change the result"
 
 
 def test_local_drop_path_keeps_at_least_one_column(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +339,7 @@ def test_local_drop_path_keeps_at_least_one_column(monkeypatch: pytest.MonkeyPat
     assert len(drop_path(ends, None)) == 1
 
 
-def test_densenets_files_spell_their_layers_with_a_dot() -> None:
+def test_densenets_checkpoints_write_a_dot_in_the_names_of_layers() -> None:
     keys = list(on_meta("densenet121").state_dict())
     published = [re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key) for key in keys]
     assert sum(a != b for a, b in zip(keys, published, strict=True)) == 58 * 12

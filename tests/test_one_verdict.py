@@ -1,4 +1,4 @@
-"""A running service, directly and behind each proxy of `deploy/`: one verdict on every spelling of every path."""
+"""A running service, asked directly and through each proxy of `deploy/`: every spelling of a path gets one verdict."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ FORBIDDEN: Verdict = (403, "forbidden")
 BROKEN: Verdict = (400, "bad_request")
 NO_JSON = "an answer without JSON"
 
-# What the proxies keep inside, in its one spelling; in any other it is a path that nobody knows.
+# What the proxies do not let through. In any other spelling it is an unknown path.
 INSIDE = ("/metrics", "/models/tiny/load", "/models/tiny/unload")
 
 # What is answered without the token: health, figures, and the page.
 OPEN = ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/", "/ui", "/ui/", "/ui/app.js")
 
-# HAProxy reads HTTP below its configuration, and answers what is none in a text of its own.
+# HAProxy parses HTTP before its configuration applies, and answers malformed requests with a text of its own.
 NOT_HTTP = {"directly": BROKEN, "nginx": BROKEN, "haproxy": (400, NO_JSON)}
-# What nginx refuses by itself: it decodes a path to find its place, and none has a NUL or goes up over the top.
+# What nginx itself refuses: it decodes a path to find its location, and refuses a NUL or a way up above the root.
 BY_ITSELF = {"nginx": ("a NUL", "a way up over the top"), "haproxy": (), "directly": ()}
 
 
@@ -53,11 +53,11 @@ class Plain(HTTPConnection):
         pass
 
     def verdict(self, method: str, target: str, headers: dict[str, str]) -> Verdict:
-        """The status, and an error's code; HEAD has none, and the Open Inference Protocol's errors neither."""
+        """The status and the code of an error; HEAD and the errors of the Open Inference Protocol have no code."""
         body = b"x" if method in ("POST", "PUT") else None
         try:
             response = self.answer(method, target, body, headers)
-        except (ConnectionError, HTTPException):  # closed after the answer before this
+        except (ConnectionError, HTTPException):  # closed after the previous answer
             self.close()
             response = self.answer(method, target, body, headers)
         return verdict_of(response, method)
@@ -126,12 +126,12 @@ def test_no_other_spelling_is_a_path(way: str, service: Server, tiny: Artifact, 
 
 
 def nameless(method: str, raw: str) -> bool:
-    """Whether the answer may have no code: to HEAD, and in the form of the protocol, which has none."""
+    """Whether the answer may lack a code: to HEAD, and in the form of the protocol, which has no code."""
     return method == "HEAD" or raw.startswith("/v2/")
 
 
 @each_way
-def test_the_one_spelling_gets_one_verdict(way: str, service: Server, tiny: Artifact, tmp_path: Path) -> None:
+def test_the_right_spelling_gets_one_verdict(way: str, service: Server, tiny: Artifact, tmp_path: Path) -> None:
     wrong = dict[Any, Any]()
     with (
         through(way, service, tmp_path) as front,
@@ -152,8 +152,8 @@ def test_the_one_spelling_gets_one_verdict(way: str, service: Server, tiny: Arti
     assert wrong == {}
 
 
-def test_a_newline_after_a_path_is_no_way_around_the_limits(service: Server) -> None:
-    """300 MB and no token: refused, and not kept."""
+def test_a_newline_after_a_path_does_not_evade_the_limits(service: Server) -> None:
+    """300 MB without a token: refused, and not kept in memory."""
     [worker] = psutil.Process(service.process.pid).children()
     before, size = worker.memory_info().rss, 300_000_000
     with socket.create_connection(("127.0.0.1", service.port), timeout=30) as client:
@@ -167,7 +167,7 @@ def test_a_newline_after_a_path_is_no_way_around_the_limits(service: Server) -> 
 
 
 @pytest.mark.parametrize("path", ["/classify%0a", "/%63lassify", "//classify", "/classify/"])
-def test_no_spelling_has_an_address_fetched(service: Server, path: str) -> None:
+def test_no_spelling_makes_the_service_fetch_an_address(service: Server, path: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as bait, closing(Plain("127.0.0.1", service.port)) as client:
         bait.setblocking(False)
         address = f"http://127.0.0.1:{bait.getsockname()[1]}/cat.jpg"
@@ -202,7 +202,7 @@ with bentoml.SyncHTTPClient(sys.argv[1], token="look") as client:
 """
 
 
-# Targets that HTTP does not allow, and those it allows that are not a path alone.
+# Request targets that HTTP does not allow, or that are more than a path.
 ODD_TARGETS = (
     b"/models\x00", b"/models\x01", b"/models\x7f", b"/models\xe9", b"/models\xff", b"/models \x0b", b"/models\t",
     b"/models#", b"/models#?", b"/models%", b"/models%zz", b"/models%u0041", b"models", b"*", b"", b"//models",

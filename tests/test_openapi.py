@@ -1,4 +1,4 @@
-"""The OpenAPI document held against a running service: whatever it allows is answered as it says."""
+"""The OpenAPI document checked against a running service: every answer is one that the document describes."""
 
 from __future__ import annotations
 
@@ -64,10 +64,12 @@ def test_the_service_answers_as_its_document_says(case: schemathesis.Case[Any], 
 
 @schema.include(path_regex="NETWORK").parametrize()
 @bounded
-def test_so_it_does_for_a_model_that_is_loaded(case: schemathesis.Case[Any], service: Server, tiny: Artifact) -> None:
+def test_the_document_is_right_for_a_loaded_model(
+    case: schemathesis.Case[Any], service: Server, tiny: Artifact
+) -> None:
     names = {"NETWORK": tiny.network, "VERSION": tiny.version}
     case.path_parameters = {key: names[key] for key in case.path_parameters}
-    # The names are right now, whatever they were; and which tensor a model takes, the document cannot say.
+    # Every name is now that of a loaded model. The document cannot say which tensor a model takes.
     case.call_and_validate(
         service.url, headers=LOOK, excluded_checks=[positive_data_acceptance, negative_data_rejection]
     )

@@ -1,4 +1,4 @@
-"""The files of the page and the results that it shows, over HTTP."""
+"""Over HTTP: the files of the page, and the results that it shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""INT8 and float16: each file what its engines need, and nothing saved that is another network."""
+"""INT8 and float16: each file is what its engines need, and a graph that answers differently is not saved."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_without_images_there_is_no_int8(tmp_path: Path) -> None:
         quantize.Calibrated(tmp_path / "fp32.onnx", np.zeros((0, 32, 32, 3), np.uint8), tmp_path)
 
 
-def test_groups_set_the_first_and_the_last_layer_apart() -> None:
+def test_the_first_and_the_last_layer_are_groups_of_their_own() -> None:
     layers = [f"l{i}" for i in range(53)]
     groups = quantize.groups_of(layers)
     assert [layer for group in groups for layer in group] == layers
@@ -154,7 +154,7 @@ def test_groups_set_the_first_and_the_last_layer_apart() -> None:
 @pytest.fixture(scope="module")
 def lenet5() -> Artifact:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune, "BUDGET_S", 60)  # on a busy machine too, every candidate has its turn
+        patch.setattr(tune, "BUDGET_S", 60)  # so that every candidate is measured on a busy machine too
         assert export("lenet5", "--precision", "fp32,int8,fp16", "--calibration", DIGITS, "--tune") == 0
     return find("lenet5")
 
@@ -200,7 +200,7 @@ def test_tuning_is_recorded_and_serving_takes_the_fastest(lenet5: Artifact) -> N
     assert choose(lenet5, threads=7).threads == 7
 
 
-def test_another_machines_tuning_is_not_believed(lenet5: Artifact) -> None:
+def test_the_tuning_of_another_machine_is_ignored(lenet5: Artifact) -> None:
     elsewhere = Artifact(lenet5.folder, {**lenet5.manifest, "tuning": {**lenet5.manifest["tuning"], "cpu": "Z80"}})
     assert choose(elsewhere) == ("openvino", "int8", cores())
 
@@ -210,7 +210,7 @@ def test_trained_weights_are_never_calibrated_on_noise(capsys: pytest.CaptureFix
     assert "pass --calibration DIR" in capsys.readouterr().err
 
 
-def test_untrained_weights_may_be_and_the_manifest_says_so() -> None:
+def test_untrained_weights_are_calibrated_on_noise_and_the_manifest_says_so() -> None:
     argv = (
         "lenet5",
         "--weights",
@@ -235,7 +235,7 @@ def test_an_int8_only_export_holds_no_fp32_file() -> None:
 
 
 def test_layers_that_break_the_gate_stay_in_float_and_the_manifest_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quantizer that ruins one layer: the export finds it by itself."""
+    """The quantizer damages one layer; the export finds out which."""
     second = list(dict(load("lenet5", "pretrained").module.named_parameters()))[2].removesuffix(".weight")
     original = quantize.Calibrated.quantize
 
@@ -270,7 +270,7 @@ def test_a_quantized_graph_beyond_repair_is_not_saved(
 
 
 def _shuffle(path: Path, prefix: str) -> None:
-    """Turn the weights whose names begin with `prefix` about, as a quantizer with a defect might."""
+    """Shuffle the weights whose names begin with `prefix`, as a defective quantizer might."""
     model = onnx.load(path)
     for w in model.graph.initializer:
         if w.name.startswith(prefix) and len(w.dims) in (2, 4):
@@ -306,7 +306,7 @@ def test_local_response_normalization_is_lowered_to_its_equal(size: int, beta: f
     torch.testing.assert_close(BandedNorm(norm, 24)(x), norm(x), rtol=1e-5, atol=1e-5)
 
 
-def test_lowering_leaves_the_original_alone_and_the_band_in_float(tmp_path: Path) -> None:
+def test_lowering_does_not_change_the_original_and_keeps_the_band_in_float(tmp_path: Path) -> None:
     network = Network(
         "banded",
         torch.nn.Sequential(
