@@ -1,4 +1,4 @@
-"""The environment block: what must be equal for two result files to be comparable, and what was so at the start."""
+"""The environment block of a result file: the machine, the versions and the command, and when two are comparable."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FLAGS = (
     "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
 
-# What must agree before records of two files stand in one series, or before a run adds to a file.
+# What must be equal before records of two files are compared, or before a run adds to a file.
 IDENTITY = ("cpu", "flags", "cores", "memory_mb", "gpus", "os", "python", "packages", "limits")
 
 
 def describe(threads: int = 0) -> Environment:
-    """This machine, now; `threads` is what the engines are given (0: every core)."""
+    """This machine now. `threads` is the number that engines are given; 0 means every core."""
     return {
         "cpu": cpu_model(),
         "flags": flags(),
@@ -53,16 +53,16 @@ def describe(threads: int = 0) -> Environment:
 
 
 def differences(one: Mapping[str, object], other: Mapping[str, object], names: Sequence[str] = IDENTITY) -> list[str]:
-    """In words, what keeps two environments from being compared as equals."""
+    """What differs between two environments, in words."""
     return [f"{name} {one.get(name)!r} and {other.get(name)!r}" for name in names if one.get(name) != other.get(name)]
 
 
-# From this share of the processors on, what else runs takes time from what is measured.
+# If other work uses this share of the processors, it takes time from what is measured.
 BUSY = 0.25
 
 
 def busy(environment: Environment) -> str | None:
-    """A warning where the machine had other work when the run began; its last minute's load says so."""
+    """A warning if the machine had other work when the run began, by the load of the minute before."""
     load = (environment.get("load_at_start") or [0.0])[0]
     if load <= BUSY * environment["cores"]:
         return None
@@ -73,7 +73,7 @@ def busy(environment: Environment) -> str | None:
 
 
 def machine(environment: Environment) -> str:
-    """A name for the machine out of what it is, not of what its owner called it: "amd-epyc-9b14-2c"."""
+    """A name for the machine from its hardware, not the name its owner gave it: "amd-epyc-9b14-2c"."""
     gpus = environment.get("gpus") or []
     name = gpus[0]["name"] if gpus else environment["cpu"]
     plain = re.sub(r"\((r|tm)\)|\b(cpu|processor|nvidia)\b|@.*", " ", name.lower())
@@ -103,13 +103,13 @@ def memory_mb() -> int | None:
 
 
 def limits() -> dict[str, float | None]:
-    """What a container allows: processors (from its quota) and memory in MB, null where there is no limit."""
+    """What a container allows: processors (from its quota) and memory in MB; null if there is no limit."""
     quota, period = (text("/sys/fs/cgroup/cpu.max") or "max 1").split()[:2]
     if quota == "max":
         quota = text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") or "-1"
         period = text("/sys/fs/cgroup/cpu/cpu.cfs_period_us") or "1"
     memory = text("/sys/fs/cgroup/memory.max") or text("/sys/fs/cgroup/memory/memory.limit_in_bytes") or "max"
-    # Without a limit the older interface gives a number near 2^63.
+    # Without a limit the older interface of cgroups gives a number near 2^63.
     bounded = memory.isdigit() and int(memory) < 1 << 60
     return {
         "cpus": int(quota) / int(period) if int(quota) > 0 else None,
@@ -118,7 +118,7 @@ def limits() -> dict[str, float | None]:
 
 
 def gpus() -> list[dict[str, str]]:
-    """Every NVIDIA GPU: name, memory, driver, power limit and clocks as the driver states them."""
+    """Every NVIDIA GPU: name, memory, driver, power limit and clocks, as the driver gives them."""
     asked = ("name", "memory.total", "driver_version", "power.limit", "clocks.max.sm", "mig.mode.current")
     try:
         answer = subprocess.run(
@@ -132,7 +132,7 @@ def gpus() -> list[dict[str, str]]:
 
 
 def by_nvml() -> list[dict[str, str]]:
-    """The same by NVML where the driver is there without its command, as in some containers."""
+    """The same from NVML, if the driver is there without its command, as in some containers."""
     try:
         import pynvml
 
@@ -147,7 +147,7 @@ def by_nvml() -> list[dict[str, str]]:
             }
             for board in boards
         ]
-    except Exception:  # without the package, the driver or a board there is none; NVML's errors are its own
+    except Exception:  # no package, driver or board; NVML's errors are its own classes
         return []
 
 

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
-
-
-# A bound on the 99th percentile is kept when this share of the requests was answered within it.
+# A bound on the 99th percentile is kept if this share of the requests was answered within it.
 WITHIN = 0.99
 
-# The search halves the rates below the highest possible so often: to within 2 % of it.
+# How often the search halves the range of rates: it ends within 2 % of the highest possible.
 HALVINGS = 6
-# What passed once by luck is asked again with other arrivals, and lowered by this share where it fails.
+# A rate that passed once is tried again with other arrivals. If it fails, it is lowered to this share, so many times.
 STEP_DOWN, STEPS = 0.95, 6
 
 
@@ -43,8 +38,8 @@ class Rung:
 
 
 def highest(trial: Callable[[float, int], Rung], top: float) -> tuple[float | None, list[Rung]]:
-    """The highest rate up to `top` that passes `trial` (a rate, a seed) twice, with other arrivals the second time; and
-    all that was tried. None where no rate does. A run of chance is not a rate: what passes once may still be lowered.
+    """The highest rate up to `top` that passes `trial` (a rate, a seed) twice, with other arrivals the second time, and
+    every rate that was tried. None if no rate passes. One pass may be luck, so a rate may be lowered after it.
     """
     low, high, rungs = 0.0, top, list[Rung]()
     for _ in range(HALVINGS):

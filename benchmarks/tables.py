@@ -1,4 +1,4 @@
-"""Tables in Markdown, and the tables that more than one room shows."""
+"""Tables in Markdown, and the table of two replicas, which two rooms show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1
 
 
 def insert(page: str, made: Mapping[str, str]) -> str:
-    """`page` with those tables of `made` that it has a place for, between `<!-- NAME -->` and `<!-- /NAME -->`."""
+    """`page` with the tables of `made` between `<!-- NAME -->` and `<!-- /NAME -->`, if it has such a place."""
     for name, text in made.items():
         opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         if opening in page:

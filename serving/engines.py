@@ -22,6 +22,11 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 Scores = NDArray[np.float32]
 
 
+def bucket_of(images: int) -> int:
+    """The power of two to which a batch is padded, so that an engine prepares few sizes."""
+    return 1 << (images - 1).bit_length()
+
+
 class Runtime(Protocol):
     """A network ready to run: `run` takes uint8 [n, height, width, channels] and gives probabilities [n, classes].
 
@@ -99,7 +104,7 @@ class OnnxRuntimeCuda:
         if self._session.get_providers()[0] != provider:
             raise ArtifactError(f"ONNX Runtime gave {self._session.get_providers()[0]} in place of {provider}")
         self._input, self._output = self._session.get_inputs()[0], self._session.get_outputs()[0]
-        self._largest = 1 << (max_batch - 1).bit_length()
+        self._largest = bucket_of(max_batch)
         self._buckets: dict[int, tuple[Any, Any, Any, Any, Pixels]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=self.engine)
 
@@ -114,7 +119,7 @@ class OnnxRuntimeCuda:
         return scores
 
     def _run(self, images: Pixels) -> Scores:
-        size = 1 << (len(images) - 1).bit_length()
+        size = bucket_of(len(images))
         if size not in self._buckets:
             self._buckets[size] = self._prepare(size)
         source, target, binding, options, padded = self._buckets[size]

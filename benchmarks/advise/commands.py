@@ -8,12 +8,7 @@ from pathlib import Path
 from benchmarks import records
 from benchmarks.records import documents
 from models import console
-from models.console import (
-    Commands,
-    Failure,
-    Usage,
-    positive,
-)
+from models.console import Commands, Failure, Usage, positive
 
 
 def add(commands: Commands) -> None:

@@ -9,13 +9,7 @@ from benchmarks import records
 from benchmarks.environment import warn_if_busy
 from benchmarks.options import of_one_artifact
 from models import console
-from models.console import (
-    Commands,
-    Failure,
-    Usage,
-    natural,
-    positive,
-)
+from models.console import Commands, Failure, Usage, natural, positive
 
 
 def add(commands: Commands) -> None:

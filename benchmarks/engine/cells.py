@@ -1,9 +1,9 @@
 """One cell of the comparison: a network in an engine at a precision and a batch, timed, weighed and metered.
 
-Each pass runs in a fresh process (`benchmarks/engine/child.py`), so that none disturbs another; the parent sleeps in a
-blocking call meanwhile. What is timed is `Runtime.run` as a caller sees it: one batch of uint8 pixels in memory to its
-probabilities in memory, on one stream, one call after another (MLPerf-style SingleStream at batch 1, Offline above).
-Decoding a photograph is not in it.
+Each pass runs in a fresh process (`benchmarks/engine/child.py`), so that none disturbs another. Meanwhile the parent
+sleeps in a blocking call. What is timed is `Runtime.run` as a caller sees it: from one batch of uint8 pixels in memory
+to its probabilities in memory, on one stream, one call after another (MLPerf-style SingleStream at batch 1, Offline
+above). It does not include decoding.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from serving.artifact import Artifact
 from serving.runtime import available, choose
 
 # Full: three starts, because two processes of one network differ by more than the calls of one process.
-# Brief: the same with shorter looks, so that sixty cells take two cores less than a quarter of an hour.
-# Quick: one short look for a demonstration; its intervals say how little it knows.
+# Brief: the same with less time, so that two cores measure sixty cells in less than a quarter of an hour.
+# Quick: one short start for a demonstration; its intervals are wide.
 FULL = Settings("full", 3, 3.0, 3.0, 8.0, 30, 3, 3000, idle_s=10.0, window_s=5.0, trials=3)
 BRIEF = Settings("brief", 3, 1.0, 1.0, 2.0, 20, 2, 3000, idle_s=10.0, window_s=5.0, trials=1)
 QUICK = Settings("quick", 1, 0.5, 0.6, 2.0, 10, 3, 1000, idle_s=2.0, window_s=5.0, trials=1)
@@ -45,7 +45,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class ScenarioSpec:
-    """A scenario in the place of a batch; `slo_ms` bounds the server's 99th percentile."""
+    """A scenario in place of a batch; `slo_ms` bounds the 99th percentile of the server scenario."""
 
     name: ScenarioName
     slo_ms: float
@@ -64,11 +64,10 @@ def cells(
     first_only: bool = False,
     scenarios: Sequence[ScenarioSpec] = (),
 ) -> list[Cell]:
-    """Every cell to measure, batches rising, so that a network that runs out of memory can stop there; with
-    `scenarios`, these in the place of batches.
+    """Every cell to measure. Batches rise, so that a network that runs out of memory can stop there.
 
-    `engines` and `precisions` None mean all that the artifact has and this machine can run; `first_only` takes of
-    those the one that serving would choose.
+    If `engines` or `precisions` is None, all are taken that the artifact has and this machine can run. `first_only`
+    takes of those the one that serving would choose. If there are `scenarios`, they take the place of batches.
     """
     found = []
     installed = available()
@@ -151,7 +150,7 @@ def describe(cell: Cell, threads: int, settings: Settings) -> Measured:
 def accuracy(artifact: Artifact) -> tuple[float | None, float | None, str | None]:
     """Top-1 and top-5 accuracy in percent, and where they come from.
 
-    Untrained weights have no accuracy of their own: what is given is the published one, and its source says so.
+    Untrained weights have no accuracy of their own. The published one is given, and its source says so.
     """
     row = SPECS.get(artifact.architecture or "")
     note = " (weights here are untrained)" if artifact.weights == "untrained" else ""
@@ -227,5 +226,5 @@ def power(job: CellJob) -> records.Power:
     return answer
 
 
-# Per engine, why its sensor cannot be read; None where it can. Asked once: a machine does not grow a sensor.
+# For each engine, why its sensor cannot be read; None if it can. Asked once, because sensors do not appear later.
 _SENSORS: dict[str, str | None] = {}

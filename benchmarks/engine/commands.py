@@ -64,7 +64,7 @@ def add(commands: Commands) -> None:
     engines_.add_argument("--batch", type=positive_integers, default=[1, 8], metavar="N,...", help="default: 1,8")
     engines_.add_argument("--rounds", type=natural, default=7, metavar="N", help="default: 7")
     engines_.add_argument("--threads", type=natural, default=0, metavar="N", help="of each (default: every core)")
-    engines_.add_argument("--compile", action="store_true", help="torch.compile too, where there is a C++ compiler")
+    engines_.add_argument("--compile", action="store_true", help="torch.compile too, if there is a C++ compiler")
     engines_.add_argument("--out", type=Path, metavar="FILE", help="also write every value to this file")
 
 
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     seen = {key for key in ours if key in session.items and records.measured(session.items[key])}
     if seen:
         print(f"{len(seen)} of {len(wanted)} are in {path} already; --fresh measures them again", file=sys.stderr)
-    # The file exists from the start: what cannot be written is known before an hour of measuring, not after.
+    # The file exists from the start: a path that cannot be written is known before an hour of measuring, not after.
     session.write()
     try:
         with console.Bar("measuring", len(ours) - len(seen)) as bar:
@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def chosen(options: argparse.Namespace) -> list[Artifact]:
-    """The artifacts to measure: those named, or what each name in the store means."""
+    """The artifacts to measure: those that are named, or the default version of every name in the store."""
     from export.store import artifacts
     from serving.artifact import find
 

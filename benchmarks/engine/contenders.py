@@ -1,10 +1,10 @@
 """The same network in every engine side by side: PyTorch, ONNX Runtime and OpenVINO in interleaved rounds.
 
 PyTorch runs eagerly, and with `--compile` through torch.compile too, which needs a C++ compiler and a minute or more.
-Where it sees an NVIDIA GPU it runs there as well: float16, channels last, one CUDA graph a batch size.
+If it sees an NVIDIA GPU, it runs there as well: float16, channels last, one CUDA graph for each batch size.
 
-Each engine lives in a process of its own and sleeps while another is timed; a round times them one after the other, so
-that a slow spell of the machine strikes all alike, and the ratios are those of the medians over the rounds.
+Each engine has a process of its own, which sleeps while another is timed. A round times them one after the other, so
+that a slow moment of the machine affects all of them. The ratios are those of the medians over the rounds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Contender:
 
 
 def contenders(artifact: Artifact, compiled: bool = False) -> list[Contender]:
-    """PyTorch first, then what the artifact runs with here."""
+    """PyTorch first, then the engines that can run the artifact here."""
     usable = available()
     names = (TORCH, COMPILED)[: 1 + compiled]
     eager = [Contender(name, "fp32") for name in names]
@@ -148,7 +148,7 @@ def process(work: Work) -> Iterator[Callable[[str, int, float], float]]:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Images per second, and how many times PyTorch's and ONNX Runtime's float32 rate that is."""
+    """Images per second, and that rate divided by the float32 rates of PyTorch and of ONNX Runtime."""
     rate = {(r["network"], r["batch"], r["engine"], r["precision"]): 1000 * r["batch"] / r["latency_ms"] for r in rows}
     lines = []
     for r in rows:
@@ -197,7 +197,7 @@ def torch_run(work: Work) -> Callable[[Pixels], object]:
     from models.weights import load
 
     if work["network"] is None:
-        raise Failure("PyTorch is given networks by their name, and this one is your own")
+        raise Failure("PyTorch builds networks by their name, and this network is your own")
     network = load(work["network"], work["weights"], work.get("classes"))
     if work["engine"] in ON_CUDA.values():
         return Torch(
@@ -210,7 +210,7 @@ def torch_run(work: Work) -> Callable[[Pixels], object]:
         scores: torch.Tensor = network.module((images.permute(0, 3, 1, 2).float().div(255) - mean) / std)
         return scores.softmax(-1)
 
-    # A graph for every batch size, as fast as it can be made, not one for all.
+    # One fast graph for every batch size, not one graph for all sizes.
     call = torch.compile(probabilities, dynamic=False) if work["engine"] == COMPILED else probabilities
 
     def run(batch: Pixels) -> object:

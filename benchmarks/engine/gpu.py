@@ -1,9 +1,8 @@
-"""`benchmarks/gpu.sh`: everything there is to know about the networks on one GPU, within nine minutes.
+"""`benchmarks/gpu.sh`: measure the networks on one GPU within nine minutes.
 
-What matters most comes first, every result is written as soon as it is there, and the file lists from its first
-moment what is still to come: a run may end at any time, by its budget, a signal or a power cut, and nothing is lost or
-hidden. A second run with the same file goes on where the first one ended. Without a GPU it does the same on the
-processor.
+What matters most is measured first, and every result is written at once. From the beginning the file lists what is
+still to be measured. So a run may end at any time, by its budget, a signal or a power cut, and nothing is lost or
+hidden. A second run with the same file continues where the first one ended. Without a GPU it measures the processor.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from serving.runtime import cores, installed
 if TYPE_CHECKING:
     from benchmarks.engine.gpu_passes import CellAnswer, Job
 
-# Nine minutes, less what is needed to start, to write and to say goodbye.
+# Nine minutes, less the time to start and to end.
 BUDGET_S = 520.0
 
 LOOK = Settings("gpu", 1, 0.5, 0.5, 2.0, 0, 5, 2000, idle_s=10.0, window_s=5.0, trials=3)
@@ -58,7 +57,7 @@ class Stopped(Exception):
 
 
 class Asked(Protocol):
-    """The side of `process.Child` that a run needs."""
+    """What a run needs of `process.Child`."""
 
     def ask(self, name: str, question: Mapping[str, Any], within: float | None) -> Any: ...
 
@@ -97,9 +96,9 @@ class Run(Session[Cell]):
         return self.items[network, "", engine, precision, batch, None]
 
     def resume(self, kept: Sequence[records.Record]) -> int:
-        """Take over what an earlier run measured; how many records that is. Power it did not reach is still due."""
+        """Take over what an earlier run measured: the number of records. Power that it did not reach is still due."""
         found = {records.key(item): item for item in kept if records.is_cell(item) and records.measured(item)}
-        # What this run does not ask for stays in the file too.
+        # Records that this run does not plan stay in the file too.
         self.items |= found
         for item in found.values():
             key = (item["network"], item["engine"], item["precision"], item["batch"])
@@ -117,7 +116,7 @@ class Run(Session[Cell]):
                 item["power"] = records.no_power(reason)
 
     def finish(self, reason: str) -> None:
-        """Say of everything that is left why it was not measured, and write the last of the file."""
+        """Give every record that is left the reason why it was not measured, and write the file."""
         for key in self._unmetered:
             if self.item(key)["failure"] != "cut_off":
                 self.item(key)["power"] = records.no_power(f"not reached: {reason}")
@@ -127,7 +126,7 @@ class Run(Session[Cell]):
         self.write()
 
     def go(self, child: Asked, idle_w: float | None) -> None:
-        """Every task that is not done yet; `Stopped` when the time is over."""
+        """Do every task that is not done yet; `Stopped` if the time ends."""
         for index, task in enumerate(self.tasks):
             began = self._clock()
             if task.power:
@@ -138,21 +137,21 @@ class Run(Session[Cell]):
                 self._took.setdefault(task.power, []).append(took)
             self._say(index + 1)
             if self.device == "cpu" and self._leaves(task.network, index):
-                # On a CPU a network's memory is the process's: the next one begins in a fresh one.
+                # On a CPU a network's memory is its process's, so the next network gets a fresh process.
                 child.end()
 
     def _leaves(self, network: str, index: int) -> bool:
         return index + 1 < len(self.tasks) and self.tasks[index + 1].network != network
 
     def ask(self, child: Asked, name: str, question: Mapping[str, Any]) -> Any:
-        """The child's answer; `PassError` if it fails, `Stopped` if the time is over before it comes."""
+        """The child's answer; `PassError` if it fails, `Stopped` if the time ends before."""
         try:
             return child.ask(name, question, self.deadline - self._clock())
         except Late as error:
             raise Stopped("the time budget ended", 0) from error
         except PassError:
             if self.device != "cpu":
-                child.end()  # after an error of CUDA's everything else fails too
+                child.end()  # after a CUDA error everything else fails too
             raise
 
     def _cells(self, child: Asked, task: Task) -> None:
@@ -171,7 +170,7 @@ class Run(Session[Cell]):
             self.write()
 
     def _check(self, child: Asked, task: Task) -> Parity:
-        """The verdict on the engine's answers; `PassError` if they are another network's: its speed is no result."""
+        """The verdict on the engine's answers; `PassError` if they are wrong, because their speed is then no result."""
         if task.graph not in self._verdicts:
             try:
                 self._verdicts[task.graph] = self.ask(child, "check", self._job(task))
@@ -208,7 +207,7 @@ class Run(Session[Cell]):
             raise Stopped("the time budget ended", 0)
         try:
             power: Power = self.ask(child, "power", {**self._job(task), "batch": item["batch"], "idle_w": idle_w})
-            # Those that were there before ours; later, and in a container, the two cannot be told apart.
+            # Processes that were there before ours: later, in a container, ours cannot be told from others.
             power["other_processes"] = self.here["power"].get("other_processes")
             item["power"] = power
         except PassError as error:
@@ -249,7 +248,7 @@ def planned(key: Key, weights: str, threads: int, settings: Settings) -> Cell:
     return item
 
 
-# What stands in a record until it is measured: the file is true at every moment.
+# What a record says until it is measured, so that the file is true at every moment.
 PENDING = Failed("cut_off", "not measured, the run was cut off before it")
 POWER_PENDING = "not reached before the run was cut off"
 POWER_UNPLANNED = "not among the cells whose power benchmarks/gpu.sh reads"
@@ -270,13 +269,13 @@ def parser() -> argparse.ArgumentParser:
         "Measure the networks on this machine's NVIDIA GPU: correctness, latency, throughput, memory, power, roofline.",
         "benchmarks/gpu.sh --out gpu.json",
     )
-    made.add_argument("--cpu", action="store_true", help="on the processor, as where there is no GPU")
+    made.add_argument("--cpu", action="store_true", help="on the processor, as if there were no GPU")
     made.add_argument("--network", type=words, default=NETWORKS, metavar="N,...", help="default: those of docs/gpu.md")
     made.add_argument(
         "--batch", type=positive_integers, metavar="B,...", help=f"default: {BATCHES}; with --cpu {CPU_BATCHES}"
     )
     made.add_argument(
-        "--engine", type=words, metavar="E,...", help="as ENGINE or ENGINE:PRECISION (default: all that are here)"
+        "--engine", type=words, metavar="E,...", help="as ENGINE or ENGINE:PRECISION (default: all that are installed)"
     )
     made.add_argument("--weights", default="untrained", choices=("untrained", "pretrained"), help="default: untrained")
     made.add_argument("--budget", type=positive, default=BUDGET_S, metavar="S", help=f"default: {BUDGET_S:g}")
@@ -359,7 +358,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def watched(made: Run, child: Child, idle_w: float | None, quick: bool, precisions: Sequence[str]) -> int:
-    """The run, its end by whatever cause, the last of the file, and what is said about it; the exit status."""
+    """Run to the end, whatever ends it, write the file, and print what was measured; the exit status."""
     status, reason = 0, "the run ended"
 
     def stop(number: int, _: object) -> NoReturn:
@@ -382,7 +381,7 @@ def watched(made: Run, child: Child, idle_w: float | None, quick: bool, precisio
     except PassError as error:
         reason, status = str(error), 1
     finally:
-        # From here on a second signal must not cost what the first one left.
+        # A second signal must not keep the file from being written.
         for number in handlers:
             signal.signal(number, signal.SIG_IGN)
         child.end()
@@ -394,7 +393,7 @@ def watched(made: Run, child: Child, idle_w: float | None, quick: bool, precisio
     print(made.path)
     left = sum(item["failure"] == "cut_off" for item in items)
     if left:
-        print(f"{left} of {len(items)} cells were not measured: {reason}; the same command goes on", file=sys.stderr)
+        print(f"{left} of {len(items)} cells were not measured: {reason}; the same command continues", file=sys.stderr)
     wrong = sorted({item["network"] for item in items if item["failure"] == "answers"})
     if wrong:
         raise Failure(f"wrong answers from {', '.join(wrong)}; the statuses in {made.path} say what was compared")
@@ -404,7 +403,7 @@ def watched(made: Run, child: Child, idle_w: float | None, quick: bool, precisio
 
 
 def idle(engine: str, settings: Settings) -> IdlePower:
-    """The sensor, and what the device draws before anything of ours is on it; the reason where there is no sensor."""
+    """The sensor and what the device draws before our work is on it, or the reason why there is no sensor."""
     try:
         sensor = power.sensor_for(engine)
         found = power.idle(sensor, settings.idle_s)

@@ -1,7 +1,7 @@
 """The process that `engine/gpu.py` asks: it holds torch, the networks and the device.
 
-One process serves many cells, because a GPU's context and its libraries take ten seconds to load and nine minutes are
-all there is. Every cell opens its engine anew and closes it, so that memory and algorithms are its own.
+One process serves many cells, because a GPU's context and its libraries take ten seconds to load, and a run has nine
+minutes. Every cell opens its engine anew and closes it, so that its memory and algorithms are its own.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from models.weights import Network, load
 from serving import runtime
 from serving.engines import Runtime, Scores
 
-# A check runs the images in pieces of these sizes, so that a bucket is filled, padded and met again.
+# A check runs the images in pieces of these sizes, so that a bucket is filled, padded and used again.
 PIECES = (1, 3)
 
-# Device times are taken for about this long, in no fewer and no more calls than these.
+# Device times are taken for about so many seconds, in at least and at most so many calls.
 DEVICE_S, FEWEST, MOST = 0.25, 10, 200
 
 
 @dataclass(frozen=True)
 class Known:
-    """A network on the CPU, and what PyTorch makes of the parity images there, in float32 as it was written."""
+    """A network on the CPU, and PyTorch's scores there for the parity images, in float32."""
 
     network: Network
     images: parity.Inputs
@@ -82,16 +82,16 @@ class Worker:
         self.known: dict[str, Known] = {}
         self.sensor: power.Sensor | None = None
         if device != "cpu":
-            # CUDA's libraries, so that no network is charged for their memory.
+            # Load CUDA's libraries, so that their memory is not counted for a network.
             image, filters = (torch.ones(8, 8, side, side, device=device, dtype=torch.float16) for side in (32, 3))
             rows = torch.nn.functional.conv2d(image, filters).flatten(1)
             torch.mm(rows, rows.t())
             torch.cuda.synchronize()
 
-    # --- what may be asked ---
+    # What may be asked
 
     def hello(self, _: object) -> dict[str, str | int | None]:
-        """The device in PyTorch's words."""
+        """The device as PyTorch describes it."""
         import torch
 
         version: dict[str, str | int | None] = {"torch": torch.__version__}
@@ -114,7 +114,7 @@ class Worker:
         return rates
 
     def check(self, job: Job) -> Parity:
-        """The engine's answers on the parity images, held against the CPU's in float32 by the exporter's thresholds."""
+        """The engine's answers to the parity images against float32 on the CPU, by the exporter's thresholds."""
         known = self._known(job)
         batch, start = known.images.batch, 0
         pieces: list[Scores] = []
@@ -131,7 +131,7 @@ class Worker:
         return cast(Parity, {name: record[name] for name in Parity.__annotations__})
 
     def cell(self, job: BatchJob) -> CellAnswer:
-        """Memory, the calls' times from memory to memory, and those on the device alone where the engine tells them."""
+        """Memory, the calls' times from memory to memory, and those on the device alone if the engine tells them."""
         batch, settings = self._noise(job), passes.Settings(**job["settings"])
         self._known(job)
         self._forget()
@@ -180,7 +180,7 @@ class Worker:
         self._forget()
         return found
 
-    # --- how ---
+    # How it is done
 
     def _known(self, job: Job) -> Known:
         name = job["network"]
@@ -237,7 +237,7 @@ class Worker:
         return passes.noise((job["batch"], *spec(job["network"]).preprocess.shape))
 
     def _used(self) -> float | None:
-        """MB in use: of the device, whoever uses it, or of this process on a CPU."""
+        """MB in use on the device, by any process; on a CPU, by this process."""
         if self.device == "cpu":
             return passes.resident("VmRSS")
         import torch
@@ -246,21 +246,21 @@ class Worker:
         return (total - free) / 1e6
 
     def _peak(self) -> float | None:
-        # What an engine took from a GPU it keeps until it is closed, so that after the calls "now" is the most.
+        # An engine keeps what it took from a GPU until it is closed, so that after the calls "now" is the peak.
         return passes.resident("VmHWM") if self.device == "cpu" else self._used()
 
     def _forget_peak(self) -> bool:
         return self.device != "cpu" or passes.forget_peak()
 
     def _forget(self) -> None:
-        """Give back what is free, so that the next cell's memory is seen to grow."""
+        """Give back what is free, so that the growth of the next cell's memory shows."""
         gc.collect()
         if self.device != "cpu":
             import torch
 
             torch.cuda.empty_cache()
             return
-        with suppress(AttributeError, OSError):  # GNU's library alone can
+        with suppress(AttributeError, OSError):  # only GNU's C library has it
             ctypes.CDLL(None).malloc_trim(0)
 
 

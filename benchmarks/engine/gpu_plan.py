@@ -12,8 +12,8 @@ from models import SETS
 OTHERS = ("squeezenet1_1", "inception_v3", "densenet121", "nin", "fractalnet34", "lenet5")
 NETWORKS = tuple(dict.fromkeys(("resnet50", *SETS["five"], *SETS["winners"], *OTHERS)))
 
-# The largest first: it is what a GPU is bought for. 16 is the fifth size, without which the claim about memory cannot
-# be told (`claims.FEWEST_BATCHES`).
+# The largest first, because a GPU is bought for it. The claim about memory needs five sizes (`claims.FEWEST_BATCHES`),
+# and 16 is the fifth.
 BATCHES = (256, 1, 64, 8, 16)
 CPU_BATCHES = (8, 1)
 
@@ -43,10 +43,10 @@ class Task:
 def plan(
     networks: Sequence[str], contenders: Sequence[tuple[str, str]], batches: Sequence[int], metered: bool
 ) -> list[Task]:
-    """What to do, the most useful first: a run that is cut off has done the first so many of these.
+    """The tasks, the most useful first, because a run may be cut off after any of them.
 
-    ResNet-50 whole, the five, other engines on ResNet-50, the other networks, then power at the largest batch and at
-    one, then the rest. `contenders` are (engine, precision), the main one first.
+    They are ResNet-50 whole, the five, the other engines on ResNet-50, the other networks, power at the largest batch
+    and at one, then the rest. `contenders` are (engine, precision), the main one first.
     """
     first, five, rest = networks[0], networks[1:5], networks[5:]
     main, others = contenders[0], contenders[1:]

@@ -24,7 +24,7 @@ WINDOWS = 3
 AGREEMENT = 0.05
 CALLS_PER_WINDOW = 5
 
-# Memory grows until every buffer has been used once; the second and third call show whether it has stopped.
+# Memory grows until every buffer has been used once; the second and third call show whether it still grows.
 MEMORY_CALLS = 3
 
 STATUS = Path("/proc/self/status")
@@ -174,7 +174,7 @@ def memory(job: CellJob) -> records.Memory:
     for _ in range(MEMORY_CALLS):
         network.run(batch)
     peak = resident("VmHWM")
-    # Loading often needs more than running; unless that peak could be forgotten, it hides the calls' own.
+    # Loading often needs more than running. If that peak could not be reset, it hides the peak of the calls.
     hidden = not fresh and peak == load_peak
     return {
         "weights": graph.stat().st_size / 1e6,
@@ -195,7 +195,7 @@ def resident(field: str) -> float | None:
 
 
 def forget_peak() -> bool:
-    """Let VmHWM begin anew; False where the kernel does not offer it."""
+    """Reset VmHWM; False if the kernel does not offer that."""
     before = resident("VmHWM")
     try:
         Path("/proc/self/clear_refs").write_text("5")

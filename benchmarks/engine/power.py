@@ -1,9 +1,9 @@
-"""Watts and joules, from counters that the hardware keeps; where there is none, null and the reason.
+"""Watts and joules from counters that the hardware keeps; null and the reason if there is none.
 
-Two counters are read: NVIDIA's board energy (NVML, millijoules, for what runs on the GPU) and Intel's and AMD's
-package energy (RAPL through powercap, microjoules, for what runs on the CPU). Both count the whole device, other
-tenants included. A board without the counter, as before Volta, has its power read many times a second and summed, and
-the record's source says so. The paper read a current probe in front of the board (Canziani et al., arXiv 1605.07678,
+Two counters are read: NVIDIA's board energy (NVML, in millijoules) for what runs on a GPU, and the package energy of
+Intel and AMD (RAPL through powercap, in microjoules) for what runs on the CPU. Both count the whole device, other users
+of it included. Boards before Volta have no counter: their power is read many times a second and summed, and the source
+in the record says so. The paper read a current probe in front of the board (Canziani et al., arXiv 1605.07678,
 section 2).
 """
 
@@ -21,16 +21,16 @@ from benchmarks.records import Conditions, OtherProcesses, Power
 from serving.power import POWERCAP, Board, Clock, Domain, NoCounter, domains
 from serving.power import SensorError as SensorError
 
-# Engines whose work is done by the GPU; the work of all others shows in the CPU's counter.
+# Engines that work on the GPU. The work of all others shows in the CPU's counter.
 ON_GPU = frozenset({"onnxruntime-cuda", "tensorrt", "tensorrt-rtx", "torch-cuda", "torch.compile-cuda"})
 
-# NVML's counter steps about every 100 ms: in five seconds one step more or less is 2 %.
+# NVML's counter moves about every 100 ms, so that one step more or less is 2 % of five seconds.
 SHORTEST_WINDOW_S = 5.0
 
-# A counter that stands still for this long is not connected, as in most virtual machines.
+# A counter that does not move for so long is not connected, as in most virtual machines.
 ALIVE_S = 1.0
 
-# Where power is sampled: the sensor of recent boards gives a new reading every 25 to 100 ms.
+# The period of sampled power. The sensor of recent boards gives a new reading every 25 to 100 ms.
 SAMPLE_S = 0.02
 
 Sleep = Callable[[float], None]
@@ -40,18 +40,18 @@ class Sensor(Protocol):
     source: str
 
     def joules(self) -> float:
-        """Energy since the sensor was opened; the device's work is finished before this is called."""
+        """Energy since the sensor was opened. Callers wait for the device's work to finish before they ask."""
         ...
 
     def details(self) -> Conditions:
-        """The conditions at this moment; asked for in the middle of the last window, while the device works."""
+        """The conditions at this moment, while the device works."""
         ...
 
 
 class Rapl:
     """The package and memory domains of RAPL under `root`, summed.
 
-    Raises `SensorError` where there is no domain or it may not be read (only root may, on current kernels).
+    Raises `SensorError` if there is no domain or it may not be read (on current kernels only root may).
     """
 
     source = "rapl"
@@ -68,8 +68,8 @@ class Rapl:
         return {"domains": [domain.domain for domain in self._domains]}
 
 
-# Why a board runs below its clocks: the bits of `nvmlDeviceGetCurrentClocksEventReasons`, less those that say that it
-# is idle or that its owner wants it so.
+# Why a board runs below its highest clocks: bits of `nvmlDeviceGetCurrentClocksEventReasons`, without those for an idle
+# board and for limits that its owner set.
 LIMITS = {
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -81,9 +81,7 @@ LIMITS = {
 
 
 class Nvml(Board):
-    """The board's counter, and the conditions it works under. `others` are the processes that were on the board when it
-    was opened.
-    """
+    """The board's counter and its conditions. `others` are the processes on the board when it was opened."""
 
     source = "nvml"
 
@@ -92,10 +90,10 @@ class Nvml(Board):
         self.others = self._processes()
 
     def details(self) -> Conditions:
-        """Clocks in MHz, temperature in degrees Celsius, watts; null where the board or its driver does not say.
+        """Clocks in MHz, temperature in degrees Celsius, watts; null if the board or its driver does not say.
 
-        `instant_w` is one reading without the second that `nvmlDeviceGetPowerUsage` averages over on recent boards: it
-        should lie near the mean, or the counter is not to be trusted.
+        `instant_w` is one reading, not averaged over a second as `nvmlDeviceGetPowerUsage` is on recent boards. If it
+        is far from the mean, do not trust the counter.
         """
         n, d = self._nvml, self._device
         asked: dict[str, Callable[[], Any]] = {
@@ -114,7 +112,10 @@ class Nvml(Board):
         for name, ask in asked.items():
             try:
                 answers[name] = ask()
-            except (self._nvml.NVMLError, AttributeError):  # the board does not know, or an older package does not ask
+            except (
+                self._nvml.NVMLError,
+                AttributeError,
+            ):  # unknown to the board, or to an older package
                 answers[name] = None
         return cast(Conditions, answers)
 
@@ -123,10 +124,10 @@ class Nvml(Board):
         return None if value.nvmlReturn else value.value.uiVal / 1e3
 
     def _processes(self) -> OtherProcesses | None:
-        """How many other processes compute on the board, and the MB they hold; None where it does not tell.
+        """How many other processes compute on the board, and the MB they hold; None if it does not tell.
 
-        Their names stay theirs. Inside a container their numbers may be unknown, and then a process of ours that was
-        there before counts too.
+        Their names are not recorded. Inside a container process ids may be unknown; then a process of ours that was
+        there before is counted too.
         """
         try:
             found = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._device)
@@ -137,12 +138,12 @@ class Nvml(Board):
 
 
 class NvmlSampled(Nvml):
-    """The same board where it counts no energy: its power, read every `SAMPLE_S` by a thread and summed over time."""
+    """A board that counts no energy: a thread reads its power every `SAMPLE_S` seconds and sums it over time."""
 
     source = "nvml, sampled power"
 
     def __init__(self, clock: Clock = time.perf_counter, period_s: float | None = SAMPLE_S) -> None:
-        """`period_s` None leaves the readings to the calls of `joules`."""
+        """If `period_s` is None, only calls of `joules` read the power."""
         self._clock, self._period = clock, period_s
         super().__init__()
 
@@ -185,7 +186,7 @@ def limits(reasons: int) -> list[str]:
 
 
 def of_gpu() -> Nvml:
-    """The board's counter, or its sampled power where it has none; `SensorError` where it tells neither."""
+    """The board's counter, or its sampled power if it has none; `SensorError` if it tells neither."""
     try:
         return Nvml()
     except NoCounter:
@@ -193,12 +194,12 @@ def of_gpu() -> Nvml:
 
 
 def sensor_for(engine: str, sleep: Sleep = time.sleep) -> Sensor:
-    """The counter in which the work of `engine` shows, seen to move; `SensorError` says why there is none."""
+    """The counter that counts the work of `engine`, after it was seen to move; `SensorError` if there is none."""
     return alive(of_gpu() if engine in ON_GPU else Rapl(), sleep)
 
 
 def alive(sensor: Sensor, sleep: Sleep = time.sleep) -> Sensor:
-    """`sensor` if its counter moves; an idle machine draws power too, so one that stands still is not connected."""
+    """`sensor` if its counter moves. An idle machine draws power too, so one that does not move is not connected."""
     before = sensor.joules()
     sleep(ALIVE_S)
     if sensor.joules() == before:
@@ -225,11 +226,12 @@ def measure(
     clock: Clock = time.perf_counter,
     sleep: Sleep = time.sleep,
 ) -> Power:
-    """The `power` of a record: idle first, then `load()` gives the call to repeat, for `trials` windows.
+    """The `power` of a record: first idle, then `load()` gives the call to repeat, for `trials` windows.
 
-    Watts are of the whole device; net is gross minus idle, as in the paper's figure 4. `idle_w` is given where idle was
-    measured before, when nothing was loaded yet; else `idle_s` seconds of it are. `window_s` is the mean length of the
-    windows as they were, `trials` how many there were, `trial_w` the mean of each and `std_w` how far they lie apart.
+    Watts are of the whole device; net is gross minus idle, as in the paper's figure 4. If `idle_w` was measured before
+    anything was loaded, it is passed; else `idle_s` seconds of idling are measured. In the result, `window_s` is the
+    mean length of the windows, `trials` their number, `trial_w` the mean watts of each, and `std_w` the standard
+    deviation of those.
     """
     if idle_w is None:
         idle_w = idle(sensor, idle_s, clock, sleep)
@@ -243,7 +245,7 @@ def measure(
         while (passed := clock() - began) < length:
             call()
             calls += 1
-            # Between two calls of the last window: a few milliseconds, and the device is still as it works.
+            # Between two calls of the last window, because the device is then still as it works.
             if conditions is None and trial == trials - 1 and passed >= length / 2:
                 conditions = sensor.details()
         joules, seconds = sensor.joules() - before, clock() - began

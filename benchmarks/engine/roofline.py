@@ -1,11 +1,11 @@
-"""How fast a network could be on a device: its operations and bytes against what the device was seen to do.
+"""How fast a network could be on a device: its operations and bytes against the measured rates of the device.
 
-The model (Williams, Waterman, Patterson, Roofline, CACM 2009) lets a run take as long as its arithmetic at the measured
-matrix rate, or as long as its traffic at the measured copy bandwidth, whichever is longer. The traffic is that of a
-network whose every layer is fused as far as is usual: weights are read once a batch; every map is written once and read
-once; normalisation, activation and the sum of a residual block ride on the convolution before them, the sum reading its
-other term; a concatenation costs nothing. An engine that keeps maps in a cache between layers, as small batches allow,
-needs less traffic, so that a share above 100 % of a memory bound is possible and says just that.
+In the model (Williams, Waterman, Patterson, Roofline, CACM 2009) a run takes as long as its arithmetic at the measured
+matrix rate or as its traffic at the measured copy bandwidth, whichever is longer. The traffic is that of a network
+whose layers are fused as far as is usual. Weights are read once a batch. Every map is written once and read once.
+Normalisation, activation and the sum of a residual block are part of the convolution before them, and the sum reads its
+other term. A concatenation costs nothing. With small batches an engine may keep maps in a cache between layers. Then it
+needs less traffic, and its share of a memory bound may be above 100 %.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
-# How often each rate is taken; the best counts, for a ceiling is what a device can do, not what it does on average.
+# How often each rate is measured. The best one counts, because a ceiling is what a device can do at most.
 REPEATS = 10
 
 MEMORY, ARITHMETIC = "memory", "arithmetic"
@@ -31,7 +31,7 @@ MEMORY, ARITHMETIC = "memory", "arithmetic"
 
 @dataclass(frozen=True)
 class Work:
-    """Of one network at one precision. An operation is a multiplication or an addition: two a multiply-accumulate."""
+    """What one network needs at one precision. A multiply-accumulate is two operations."""
 
     operations: int  # of one image
     weight_bytes: int  # read once a batch
@@ -63,17 +63,17 @@ def work(network: str, precision: str) -> Work:
 
 
 def bound(one: Work, batch: int, copy_gb_s: float, matrix_gop_s: float) -> Bound:
-    """The images per second that the roofline allows at `batch`, and which of its two sides does."""
+    """The images per second that the roofline allows at `batch`, and whether memory or arithmetic limits them."""
     operations, traffic = batch * one.operations, one.weight_bytes + batch * one.image_bytes
     arithmetic, memory = operations / (matrix_gop_s * 1e9), traffic / (copy_gb_s * 1e9)
     return Bound(batch / max(arithmetic, memory), ARITHMETIC if arithmetic >= memory else MEMORY, operations / traffic)
 
 
 def of_record(item: Cell, rates: Mapping[str, float | None]) -> Roofline | None:
-    """What stands in `item["roofline"]`: the bound at its batch and how near it came; None where a part is not known.
+    """`item["roofline"]`: the bound at its batch and how near the network came; None if a part is not known.
 
-    `timed` says which time it came near with: that on the device alone, where it was taken, else from memory to memory,
-    copies included.
+    `timed` says which time was compared: on the device alone if it was measured, else from memory to memory with the
+    copies.
     """
     rate, copied = rates.get(f"matrix_{item['precision']}_gop_s"), rates.get("copy_gb_s")
     throughput = item["throughput_img_s"]
@@ -98,14 +98,14 @@ def of_record(item: Cell, rates: Mapping[str, float | None]) -> Roofline | None:
     }
 
 
-# --- what a device does -----------------------------------------------------------------------------------------------
+# What a device does
 
 
 def rates(device: str, precisions: tuple[str, ...], side: int = 0, megabytes: int = 0) -> dict[str, float | None]:
     """The best of `REPEATS` large copies (GB/s, bytes read and written) and matrix products (10^9 operations/s).
 
-    `side` and `megabytes` are of the matrices and of the copied block; 0 takes what fills a GPU, or a CPU within
-    seconds. A precision that the device or PyTorch has no product for is null.
+    `side` is of the matrices and `megabytes` of the copied block; 0 takes sizes that fill a GPU, or take a CPU seconds.
+    A precision is null if the device or PyTorch has no product for it.
     """
     import torch
 
@@ -134,7 +134,7 @@ def _copy(device: torch.device, megabytes: int) -> Timed:
 
 
 def _product(device: torch.device, precision: str, side: int) -> Timed:
-    """Random numbers: a GPU computes with zeros faster than with anything a network holds."""
+    """Random matrices, because a GPU is faster with zeros than with what a network holds."""
     import torch
 
     generator = torch.Generator(device=device).manual_seed(0)
@@ -143,7 +143,7 @@ def _product(device: torch.device, precision: str, side: int) -> Timed:
             torch.randint(-128, 128, (side, side), dtype=torch.int8, device=device, generator=generator)
             for _ in range(2)
         )
-        # The second factor column by column, as the integer units want it.
+        # The integer units need the second factor column by column.
         return lambda: torch._int_mm(one, other.t()), _waiter(device)
     torch.backends.cuda.matmul.allow_tf32 = False
     types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -158,7 +158,7 @@ def _waiter(device: torch.device) -> Callable[[], object]:
 
 
 def _best(call: Callable[[], object], wait: Callable[[], object]) -> float:
-    """Seconds of the fastest call, after two that choose kernels and raise clocks."""
+    """Seconds of the fastest call; the first two calls choose kernels and raise clocks, and do not count."""
     times = []
     for _ in range(REPEATS + 2):
         began = time.perf_counter()

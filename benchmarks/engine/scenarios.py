@@ -3,11 +3,12 @@ results are not MLPerf results and may not be compared with them.
 
 - single-stream: one image, and the next when it is answered; what counts is the 90th percentile.
 - multi-stream: eight images at once, and the next eight when they are answered; the 99th percentile.
-- server: images at the times of a Poisson process, gathered as the service does while the engine is busy; the highest
+- server: images at the times of a Poisson process, gathered while the engine is busy, as the service does; the highest
   rate that keeps the 99th percentile, from arrival to answer, within a bound, found by search and then confirmed.
-- offline: everything there from the start, in batches of the size that is fastest; images per second.
+- offline: all images are there from the start, in batches of the fastest size; images per second.
 
-Pixels are in memory: decoding is not in it. `python -m benchmarks load --search` asks the server scenario over HTTP.
+Pixels are in memory, so that no decoding is measured. `python -m benchmarks load --search` is the server scenario over
+HTTP.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ STREAMS = 8  # images of a multi-stream query
 OFFLINE_BATCHES = (1, 2, 4, 8, 16, 32)
 OFFLINE_TRIAL_S = 0.4
 FEWEST_ARRIVALS, LONGEST = 200, 4
-MAX_BATCH = 8  # of the server scenario: what the service gathers unless it is told otherwise
+MAX_BATCH = 8  # of the server scenario: the service's default
 # The images of a scenario's largest call.
 LARGEST = {"single-stream": 1, "multi-stream": STREAMS, "server": MAX_BATCH, "offline": OFFLINE_BATCHES[-1]}
 
@@ -47,7 +48,7 @@ Sleep = Callable[[float], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of every query, or in the server scenario of every image, and what they say about the rate."""
+    """Milliseconds of every query, or of every image in the server scenario, and the rate."""
 
     values: list[float]
     images: int
@@ -86,8 +87,8 @@ def fastest_batch(run: Run, images: Pixels, clock: Clock) -> int:
 
 
 def server(run: Run, images: Pixels, seconds: float, slo_ms: float, clock: Clock, sleep: Sleep) -> Timing:
-    """The highest rate within the bound. The timing is that of the run that confirmed it; where no rate keeps the
-    bound, of the lowest tried, and `rate` is None.
+    """The highest rate within the bound. The timing is that of the run that confirmed it. If no rate keeps the
+    bound, it is that of the lowest rate tried, and `rate` is None.
     """
     images = images[:MAX_BATCH]
     run(images)
@@ -95,7 +96,7 @@ def server(run: Run, images: Pixels, seconds: float, slo_ms: float, clock: Clock
     made: dict[float, Timing] = {}
 
     def trial(rate: float, seed: int) -> Rung:
-        # A p99 needs calls; at a low rate they take longer to come.
+        # A p99 needs calls, and at a low rate they take longer to come.
         lasts = min(max(seconds, FEWEST_ARRIVALS / rate), LONGEST * seconds)
         made[rate] = timing = poisson(run, images, arrivals(rate, lasts, seed), rate, clock, sleep)
         if not timing.values:
@@ -109,8 +110,8 @@ def server(run: Run, images: Pixels, seconds: float, slo_ms: float, clock: Clock
 
 
 def poisson(run: Run, images: Pixels, due: Sequence[float], rate: float, clock: Clock, sleep: Sleep) -> Timing:
-    """Images that arrive at `due` (seconds from now). One thread does both: an arrival takes no work, so what is due
-    when a batch ends is exactly what a queue would hold.
+    """Images that arrive at `due` (seconds from now). One thread is enough: an arrival takes no work, so what is due
+    when a batch ends is what a queue would hold.
     """
     began, first, values, batches = clock(), 0, list[float](), 0
     while first < len(due):
@@ -127,7 +128,7 @@ def poisson(run: Run, images: Pixels, due: Sequence[float], rate: float, clock: 
     return Timing(values, len(values), clock() - began, len(values) / max(1, batches), rate)
 
 
-# --- in the child and the parent --------------------------------------------------------------------------------------
+# In the child and the parent
 
 
 class Answer(TypedDict):
@@ -175,7 +176,7 @@ def fill(item: records.Scenario, answer: Answer, slo_ms: float) -> None:
         "power": records.no_power("not measured in a scenario"),
     }
     if item["name"] in ("single-stream", "multi-stream"):
-        # The search and the trials of a batch size are in the processor time of the other two.
+        # In the other two, the processor time includes the search and the trials of batch sizes.
         item["cpu_seconds_per_image"] = answer["cpu_s"] / answer["images"]
     if item["name"] == "server":
         item |= {"rate": answer["rate"], "slo_ms": slo_ms, "rungs": answer["rungs"]}

@@ -1,4 +1,4 @@
-"""PyTorch as one more engine, the baseline that runs everywhere."""
+"""PyTorch as one more engine: the baseline that runs everywhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from models.preprocess import Pixels
-from serving.engines import Scores
+from serving.engines import Scores, bucket_of
 from serving.runtime import cores
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def cuda() -> bool:
 
 
 def no_compiler() -> str | None:
-    """Why torch.compile cannot run here; None where it can."""
-    # The one that torch.compile takes on a CPU: what CXX names, else g++.
+    """Why torch.compile cannot run here; None if it can."""
+    # On a CPU, torch.compile uses the compiler that CXX names, else g++.
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler):
         return None
@@ -44,9 +44,9 @@ def no_compiler() -> str | None:
 class Torch:
     """PyTorch set up for inference as its own guides say, from uint8 pixels in memory to probabilities in memory.
 
-    Channels last, in `precision` ("fp32", "fp16" or "bf16") with normalisation and softmax in float32. On a GPU, the
-    copies go through pinned memory and the network is one CUDA graph for every batch size that it meets, padded to a
-    power of two; on a CPU the same code runs without them.
+    Memory is channels last. The network runs in `precision` ("fp32", "fp16" or "bf16"), normalisation and softmax in
+    float32. On a GPU the copies go through pinned memory, and there is one CUDA graph for every batch size, padded to a
+    power of two. A CPU runs the same code without them.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Torch:
         self._device = torch.device(device)
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
         torch.set_num_threads(self.threads)
-        # Once for every batch size, before its graph is captured, cuDNN times its algorithms.
+        # cuDNN times its algorithms once for every batch size, before the graph is captured.
         torch.backends.cudnn.benchmark = True
         # float32 means float32: TF32 would drop 13 bits of every factor.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -72,14 +72,14 @@ class Torch:
                 # Squares of activations above 256 overflow float16.
                 layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
                 layer.register_forward_hook(lambda _, __, output: output.to(self._dtype))
-        # Typed as anything: PyTorch's own declaration of `to` leaves the memory format out.
+        # Any, because PyTorch's own declaration of `to` leaves the memory format out.
         moved: Any = module
         self._module: torch.nn.Module = moved.to(self._device, self._dtype, memory_format=torch.channels_last)
         recipe = network.preprocess
         self._shape = recipe.shape
         mean, std = (torch.tensor(v, device=self._device).view(1, -1, 1, 1) for v in (recipe.mean, recipe.std))
         self._scale, self._shift = 1 / (255 * std), -mean / std
-        # A graph for every batch size, as fast as it can be made, not one for all; freezing folds normalisation in.
+        # One fast graph for every batch size, not one graph for all sizes. Freezing folds normalisation in.
         self._forward: Callable[[torch.Tensor], torch.Tensor] = (
             torch.compile(self._probabilities, dynamic=False, options={"freezing": True})
             if compiled
@@ -94,7 +94,7 @@ class Torch:
                 scores: Scores = self._forward(torch.from_numpy(batch)).numpy()
                 return scores
             bucket = self.bucket(len(batch))
-            # From PyTorch, whose copy of large arrays uses every thread.
+            # PyTorch's copy, because it uses every thread for large arrays.
             bucket.host_in[: len(batch)].copy_(torch.from_numpy(batch))
             bucket.device_in.copy_(bucket.host_in, non_blocking=True)
             bucket.graph.replay()
@@ -103,7 +103,7 @@ class Torch:
             return bucket.host_out[: len(batch)].numpy().copy()
 
     def device_ms(self, batch: int, calls: int) -> list[float]:
-        """Milliseconds on the GPU of each of `calls` runs that begin with the pixels there; [] on a CPU."""
+        """Milliseconds on the GPU of each of `calls` runs whose pixels are there already; [] on a CPU."""
         if not self._gpu:
             return []
         torch, graph = self._torch, self.bucket(batch).graph
@@ -116,20 +116,20 @@ class Torch:
         return [float(begin.elapsed_time(end)) for begin, end in events]
 
     def close(self) -> None:
-        """Free everything; harmless the second time."""
+        """Free everything. A second call does nothing."""
         self._buckets.clear()
         self._module = self._torch.nn.Identity()
         if self._gpu:
             self._torch.cuda.empty_cache()
 
     def bucket(self, images: int) -> Bucket:
-        size = 1 << (images - 1).bit_length()
+        size = bucket_of(images)
         if size not in self._buckets:
             self._buckets[size] = self._prepare(size)
         return self._buckets[size]
 
     def _prepare(self, size: int) -> Bucket:
-        """Memory on both sides, and the graph between; a graph replays the addresses that it was captured with."""
+        """Memory on the host and on the device, and the graph: it replays the addresses that it was captured with."""
         torch = self._torch
         host_in = torch.zeros(size, *self._shape, dtype=torch.uint8, pin_memory=True)
         device_in = host_in.to(self._device)
@@ -146,13 +146,13 @@ class Torch:
         return Bucket(host_in, device_in, graph, device_out, host_out)
 
     def _probabilities(self, images: torch.Tensor) -> torch.Tensor:
-        # NHWC bytes seen as NCHW are channels last as they lie: nothing is moved.
+        # NHWC bytes seen as NCHW are channels last already, so that nothing is copied.
         x = images.permute(0, 3, 1, 2).float() * self._scale + self._shift
         scores: torch.Tensor = self._module(x.to(self._dtype))
         return scores.float().softmax(-1)
 
 
-# Before a capture everything must have been chosen, compiled and allocated once; PyTorch's own guide takes three.
+# Runs before a capture, so that everything is chosen, compiled and allocated; PyTorch's own guide takes three.
 WARM_UPS = 3
 
 

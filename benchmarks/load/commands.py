@@ -8,14 +8,7 @@ from pathlib import Path
 from benchmarks import records
 from benchmarks.records import RESULTS, default_path
 from models import console
-from models.console import (
-    Commands,
-    Failure,
-    Usage,
-    positive,
-    positive_integers,
-    positives,
-)
+from models.console import Commands, Failure, Usage, positive, positive_integers, positives
 
 
 def add(commands: Commands) -> None:

@@ -1,8 +1,8 @@
-"""The limit without a server: the same photographs, decoded and classified in one process, as fast as it goes.
+"""The limit without a server: the same photographs, decoded and classified in one process as fast as possible.
 
-With one in flight, one thread decodes and runs. With more, the fastest of a few pipelines: as many threads that decode
-as there are cores, or one, and the engine taking up to `max_batch` of what is ready; a thread per core that decodes a
-batch and then has its turn at the engine; or one thread doing both.
+With one image in flight, one thread decodes and runs. With more, the fastest of these pipelines counts: one thread or
+one for each core decodes, and the engine takes up to `max_batch` of the images that are ready; a thread for each core
+decodes a batch and then waits for its turn at the engine; or one thread does both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from serving.runtime import cores
 
 TRIAL_S = 0.7
 
-Times = list[float]  # seconds from the begin of decoding to the scores, of every image
+Times = list[float]  # of every image, seconds from the beginning of its decoding to its scores
 
 
 def alone(decode: Callable[[int], Pixels], run: Callable[[Pixels], object], seconds: float) -> Times:
