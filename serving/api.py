@@ -247,16 +247,16 @@ class Api:
     def v2_model(self, scope: Scope) -> Model:
         """The model that the path names. Raises `UnknownModel`."""
         name, version = scope["path_params"]["NETWORK"], scope["path_params"].get("VERSION")
-        found = self.serving.model(name)
-        if version not in (None, found.artifact.version):
+        model = self.serving.model(name)
+        if version not in (None, model.artifact.version):
             raise UnknownModel(
-                f"{found.artifact.network} is loaded in version {found.artifact.version}, not {quoted(version)}"
+                f"{model.artifact.network} is loaded in version {model.artifact.version}, not {quoted(version)}"
             )
-        return found
+        return model
 
     async def v2_metadata(self, scope: Scope, *_: object) -> Answer:
-        found = self.v2_model(scope)
-        return oip.metadata(found.artifact, found.runtime.engine)
+        model = self.v2_model(scope)
+        return oip.metadata(model.artifact, model.runtime.engine)
 
     async def v2_ready(self, scope: Scope, *_: object) -> Answer:
         self.v2_model(scope)
@@ -270,10 +270,10 @@ class Api:
         asked = await asyncio.to_thread(oip.read, body, length) if long else oip.read(body, length)
         # The model is looked up once, and nothing is awaited until its queue has the images. So a swap of the model
         # comes before or after this, never between.
-        found = self.v2_model(scope)
-        artifact = found.artifact
+        model = self.v2_model(scope)
+        artifact = model.artifact
         images = oip.check(asked, artifact.preprocess.shape, artifact.classes, self.serving.settings.max_queue)
-        scores = await unless_gone(receive, self.serving.infer(found, images, deadline=deadline))
+        scores = await unless_gone(receive, self.serving.infer(model, images, deadline=deadline))
         answer, raw = oip.render(asked, scores, artifact, artifact.labels)
         if not asked.binary:
             return answer

@@ -67,11 +67,11 @@ def installed() -> tuple[str, ...]:
     from importlib.metadata import distributions
     from importlib.util import find_spec
 
-    found = [engine for engine, (package, _) in PACKAGES.items() if find_spec(package)]
+    engines = [engine for engine, (package, _) in PACKAGES.items() if find_spec(package)]
     # onnxruntime and onnxruntime-gpu are the same module. Only the name of its package tells whether it has CUDA.
     if not any((d.name or "").lower() == "onnxruntime-gpu" for d in distributions(name="onnxruntime-gpu")):
-        found = [engine for engine in found if engine != "onnxruntime-cuda"]
-    return tuple(found)
+        engines = [engine for engine in engines if engine != "onnxruntime-cuda"]
+    return tuple(engines)
 
 
 @cache

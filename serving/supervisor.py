@@ -48,16 +48,16 @@ def watch(command: click.Context) -> None:
         nonlocal failure
         with suppress(BlockingIOError):
             for line in os.read(reading, 1 << 16).decode(errors="replace").splitlines():
-                worker, _, why = line.partition(" ")
-                said[worker] = why
+                process, _, why = line.partition(" ")
+                said[process] = why
         try:
             # WNOWAIT only looks: the supervisor itself collects its workers' statuses.
-            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            worker = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
-        if found is None or failure:
+        if worker is None or failure:
             return
-        failure = said.get(str(found.si_pid), unsaid(found.si_status, found.si_code != os.CLD_EXITED))
+        failure = said.get(str(worker.si_pid), unsaid(worker.si_status, worker.si_code != os.CLD_EXITED))
         if failure:
             signal.raise_signal(signal.SIGTERM)
             return
