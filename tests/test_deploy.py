@@ -35,7 +35,7 @@ from serving.settings import SETTINGS, Settings
 from tests.conftest import ROOT, save_tiny
 from tests.fakes.pictures import jpeg
 from tests.fakes.proxies import DEPLOY, behind_haproxy, behind_nginx, missing, needs_haproxy, needs_nginx
-from tests.fakes.server import BENTOML, PATIENCE, serve
+from tests.fakes.server import BENTOML, PATIENCE, Server, serve
 
 OVERLAYS = sorted(path.name for path in (DEPLOY / "overlays").iterdir())
 OLDEST, NEWEST = "1.30", ".".join(kubernetes_validate.latest_version().split(".")[:2])  # 1.30: preStop's sleep
@@ -351,8 +351,8 @@ REFUSED = (
 
 
 @needs_haproxy
-def test_the_service_behind_haproxy(tiny: Artifact, tmp_path: Path) -> None:
-    with serve(tmp_path / "log", PODIUM_MODELS=tiny.tag) as service, behind_haproxy(service) as front:
+def test_the_service_behind_haproxy(server: Server) -> None:
+    with behind_haproxy(server) as front:
         status, answer = front.classify(jpeg())
         assert (status, answer["model"]) == (200, "tiny")
         assert front.ask("GET", "/ui/")[0] == 200

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,19 +14,13 @@ from serving.artifact import Artifact
 from serving.errors import BadRequest
 from serving.runtime import open
 from tests.conftest import SHAPE
-from tests.fakes.server import Server, serve
+from tests.fakes.server import Server
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince211"),
     # geventhttpclient, underneath tritonclient
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def server(tiny: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(tmp_path_factory.mktemp("oip") / "log", PODIUM_MODELS=tiny.tag) as running:
-        yield running
 
 
 @pytest.fixture

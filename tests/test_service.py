@@ -56,12 +56,26 @@ def test_multipart(server: Server) -> None:
     assert status == 200 and len(answer["predictions"]) == 2
 
 
-def test_the_log_as_json(tiny: Artifact, tmp_path: Path) -> None:
-    with serve(tmp_path / "log", PODIUM_MODELS=tiny.tag, PODIUM_LOG="json"):
+@pytest.fixture(scope="module")
+def json_log(tiny: Artifact, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """The log of a service that has started and ended, with a setting that is misspelt and others that are not ours."""
+    folder = tmp_path_factory.mktemp("json")
+    with serve(
+        folder / "log", PODIUM_MODELS=tiny.tag, PODIUM_LOG="json", PODIUM_MAX_BATHC="4", PODIUM_CACHE=str(folder),
+        PODIUM_SERVICE_HOST="10.0.0.1", PODIUM_PORT_3000_TCP_ADDR="10.0.0.1",
+    ):  # fmt: skip
         pass
-    lines = [json.loads(line) for line in (tmp_path / "log").read_text("utf-8").splitlines()]
-    assert {"time", "level", "logger", "message"} <= lines[0].keys()
-    assert [line["level"] for line in lines if f"{tiny.tag} is loaded and warm" in line["message"]] == ["info"]
+    return [json.loads(line) for line in (folder / "log").read_text("utf-8").splitlines()]
+
+
+def test_the_log_as_json(tiny: Artifact, json_log: list[dict[str, str]]) -> None:
+    assert {"time", "level", "logger", "message"} <= json_log[0].keys()
+    assert [line["level"] for line in json_log if f"{tiny.tag} is loaded and warm" in line["message"]] == ["info"]
+
+
+def test_a_misspelt_setting_is_named_at_the_start(json_log: list[dict[str, str]]) -> None:
+    [warning] = [line["message"] for line in json_log if "changes nothing" in line["message"]]
+    assert "'PODIUM_MAX_BATHC' is not a setting" in warning and "did you mean PODIUM_MAX_BATCH?" in warning
 
 
 CLIENT = """
@@ -386,16 +400,6 @@ def free(port: int) -> bool:
     return True
 
 
-def test_a_misspelt_setting_is_named_at_the_start(tiny: Artifact, tmp_path: Path) -> None:
-    with serve(
-        tmp_path / "log", PODIUM_MODELS=tiny.tag, PODIUM_MAX_BATHC="4", PODIUM_SERVICE_HOST="10.0.0.1",
-        PODIUM_PORT_3000_TCP_ADDR="10.0.0.1", PODIUM_CACHE=str(tmp_path),
-    ) as server:  # fmt: skip
-        lines = [line for line in server.log.read_text().splitlines() if "changes nothing" in line]
-    assert len(lines) == 1 and "'PODIUM_MAX_BATHC' is not a setting" in lines[0]
-    assert "did you mean PODIUM_MAX_BATCH?" in lines[0]
-
-
 def test_a_port_in_use_is_reported_in_one_line(tiny: Artifact) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -425,9 +429,7 @@ def test_a_bento_serves_its_own_models_from_an_empty_folder(tmp_path: Path) -> N
     home.mkdir()
     empty.mkdir()
     elsewhere = {**os.environ, "BENTOML_HOME": str(home)}
-    subprocess.run(
-        [*BENTOML, "export", f"podium:{version}", str(file)], env=environment, check=True, capture_output=True
-    )
+    bento.export(str(file))
     subprocess.run([*BENTOML, "import", str(file)], env=elsewhere, check=True, capture_output=True)
     for store in (os.environ["BENTOML_HOME"], str(home)):
         with serve(tmp_path / "log", f"podium:{version}", cwd=empty, BENTOML_HOME=store) as server:
