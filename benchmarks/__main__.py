@@ -20,15 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = console.parser(
+    arguments = console.parser(
         "python -m benchmarks",
         "Measure the exported networks for time, memory and power, load a running service, and report.",
         "python -m benchmarks run --set five --batch 1,4,16",
     )
-    commands = console.Commands(made)
+    commands = console.Commands(arguments)
     for room in (engine, peers, load, report, advise, campaigns):
         room.add(commands)
-    return made
+    return arguments
 
 
 if __name__ == "__main__":

@@ -88,8 +88,8 @@ def text(path: str) -> str | None:
 
 
 def cpu_flags() -> set[str]:
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text("/proc/cpuinfo") or "", re.MULTILINE)
-    return set(found[1].split()) if found else set()
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text("/proc/cpuinfo") or "", re.MULTILINE)
+    return set(line[1].split()) if line else set()
 
 
 def flags() -> list[str]:
@@ -98,8 +98,8 @@ def flags() -> list[str]:
 
 
 def memory_mb() -> int | None:
-    found = re.search(r"^MemTotal:\s*(\d+) kB", text("/proc/meminfo") or "", re.MULTILINE)
-    return round(int(found[1]) * 1024 / 1e6) if found else None
+    total = re.search(r"^MemTotal:\s*(\d+) kB", text("/proc/meminfo") or "", re.MULTILINE)
+    return round(int(total[1]) * 1024 / 1e6) if total else None
 
 
 def limits() -> dict[str, float | None]:
@@ -152,11 +152,11 @@ def by_nvml() -> list[dict[str, str]]:
 
 
 def packages() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def command() -> str:

@@ -17,12 +17,12 @@ def completed(item: dict[str, Any]) -> dict[str, Any]:
             kind = "scenario"
         else:
             kind = "search" if item.get("rungs") else "load"
-    made = {"kind": kind} | item
+    complete = {"kind": kind} | item
     if kind == "scenario" and "name" not in item:
-        made["name"] = title.removeprefix("MLPerf-style ").partition(",")[0]
+        complete["name"] = title.removeprefix("MLPerf-style ").partition(",")[0]
     if "failure" not in item:
-        made["failure"] = failure_of(str(item.get("status")))
-    return made
+        complete["failure"] = failure_of(str(item.get("status")))
+    return complete
 
 
 def failure_of(status: str) -> str | None:

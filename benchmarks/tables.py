@@ -13,14 +13,14 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, marks, *rows))
 
 
-def insert(page: str, made: Mapping[str, str]) -> str:
-    """`page` with the tables of `made` between `<!-- NAME -->` and `<!-- /NAME -->`, if it has such a place."""
-    for name, text in made.items():
+def insert(page: str, tables: Mapping[str, str]) -> str:
+    """`page` with the tables of `tables` between `<!-- NAME -->` and `<!-- /NAME -->`, if it has such a place."""
+    for name, text in tables.items():
         opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         if opening in page:
             before, _, rest = page.partition(opening)
-            _, found, after = rest.partition(closing)
-            if not found:
+            _, closed, after = rest.partition(closing)
+            if not closed:
                 raise Failure(f"the page has `<!-- {name} -->` and no `<!-- /{name} -->` after it")
             page = f"{before}{opening}{text}\n{closing}{after}"
     return page

@@ -69,7 +69,7 @@ def cells(
     If `engines` or `precisions` is None, all are taken that the artifact has and this machine can run. `first_only`
     takes of those the one that serving would choose. If there are `scenarios`, they take the place of batches.
     """
-    found = []
+    wanted = []
     installed = available()
     for artifact in artifacts:
         pairs = [
@@ -84,10 +84,10 @@ def cells(
             pairs = [pair for pair in pairs if pair == (best.engine, best.precision)] or pairs[:1]
         for pair in pairs:
             if scenarios:
-                found += [Cell(artifact, *pair, None, scenario) for scenario in scenarios]
+                wanted += [Cell(artifact, *pair, None, scenario) for scenario in scenarios]
             else:
-                found += [Cell(artifact, *pair, batch) for batch in sorted(set(batches))]
-    return found
+                wanted += [Cell(artifact, *pair, batch) for batch in sorted(set(batches))]
+    return wanted
 
 
 Measured = records.Cell | records.Scenario

@@ -97,16 +97,16 @@ class Run(Session[Cell]):
 
     def resume(self, kept: Sequence[records.Record]) -> int:
         """Take over what an earlier run measured: the number of records. Power that it did not reach is still due."""
-        found = {records.key(item): item for item in kept if records.is_cell(item) and records.measured(item)}
+        measured = {records.key(item): item for item in kept if records.is_cell(item) and records.measured(item)}
         # Records that this run does not plan stay in the file too.
-        self.items |= found
-        for item in found.values():
+        self.items |= measured
+        for item in measured.values():
             key = (item["network"], item["engine"], item["precision"], item["batch"])
             if item["power"]["mean_w"] is not None:
                 self._unmetered.discard(key)
             elif key in self._unmetered:
                 item["power"] = records.no_power(POWER_PENDING)
-        return len(found)
+        return len(measured)
 
     def no_sensor(self, reason: str) -> None:
         """Say of every record without watts that there is no sensor."""
@@ -264,32 +264,40 @@ def told(item: Cell, watts: bool) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = console.parser(
+    arguments = console.parser(
         "benchmarks/gpu.sh",
         "Measure the networks on this machine's NVIDIA GPU: correctness, latency, throughput, memory, power, roofline.",
         "benchmarks/gpu.sh --out gpu.json",
     )
-    made.add_argument("--cpu", action="store_true", help="on the processor, as if there were no GPU")
-    made.add_argument("--network", type=words, default=NETWORKS, metavar="N,...", help="default: those of docs/gpu.md")
-    made.add_argument(
+    arguments.add_argument("--cpu", action="store_true", help="on the processor, as if there were no GPU")
+    arguments.add_argument(
+        "--network", type=words, default=NETWORKS, metavar="N,...", help="default: those of docs/gpu.md"
+    )
+    arguments.add_argument(
         "--batch", type=positive_integers, metavar="B,...", help=f"default: {BATCHES}; with --cpu {CPU_BATCHES}"
     )
-    made.add_argument(
+    arguments.add_argument(
         "--engine", type=words, metavar="E,...", help="as ENGINE or ENGINE:PRECISION (default: all that are installed)"
     )
-    made.add_argument("--weights", default="untrained", choices=("untrained", "pretrained"), help="default: untrained")
-    made.add_argument("--budget", type=positive, default=BUDGET_S, metavar="S", help=f"default: {BUDGET_S:g}")
-    made.add_argument(
+    arguments.add_argument(
+        "--weights", default="untrained", choices=("untrained", "pretrained"), help="default: untrained"
+    )
+    arguments.add_argument("--budget", type=positive, default=BUDGET_S, metavar="S", help=f"default: {BUDGET_S:g}")
+    arguments.add_argument(
         "--trials", type=positive_integer, metavar="N", help=f"power windows of a cell (default: {LOOK.trials})"
     )
-    made.add_argument("--threads", type=natural, default=0, metavar="N", help="of the processor (default: every core)")
-    made.add_argument("--quick", action="store_true", help="shorter looks and one trial: a trial run, not a result")
-    made.add_argument("--fresh", action="store_true", help="measure again what --out already holds")
-    made.add_argument(
+    arguments.add_argument(
+        "--threads", type=natural, default=0, metavar="N", help="of the processor (default: every core)"
+    )
+    arguments.add_argument(
+        "--quick", action="store_true", help="shorter looks and one trial: a trial run, not a result"
+    )
+    arguments.add_argument("--fresh", action="store_true", help="measure again what --out already holds")
+    arguments.add_argument(
         "--out", type=Path, metavar="FILE", help="default: .podium/results/<machine>-<date>-gpu.json (or -gpu-cpu-mode)"
     )
-    made.set_defaults(call=run)
-    return made
+    arguments.set_defaults(call=run)
+    return arguments
 
 
 def chosen(asked: Sequence[str] | None, device: str) -> list[tuple[str, str]]:
@@ -346,18 +354,18 @@ def run(options: argparse.Namespace) -> int:
     watts = idle(wanted[0][0], settings)
     here["power"] = watts
     tasks = plan(networks, wanted, batches, watts["reason"] is None)
-    made = Run(path, here, settings, options.weights, tasks, options.budget - (clock() - began), device)
-    if resumed := made.resume(kept):
+    session = Run(path, here, settings, options.weights, tasks, options.budget - (clock() - began), device)
+    if resumed := session.resume(kept):
         print(f"{resumed} cells are in {path} already; --fresh measures them again", file=sys.stderr)
     if watts["reason"] is not None:
-        made.no_sensor(watts["reason"])
-    made.write()
+        session.no_sensor(watts["reason"])
+    session.write()
     with tempfile.TemporaryDirectory(prefix="podium-gpu-") as files:
         child = Child("benchmarks.engine.gpu_passes", device, str(threads), files)
-        return watched(made, child, watts["idle_w"], options.quick, [precision for _, precision in wanted])
+        return watched(session, child, watts["idle_w"], options.quick, [precision for _, precision in wanted])
 
 
-def watched(made: Run, child: Child, idle_w: float | None, quick: bool, precisions: Sequence[str]) -> int:
+def watched(session: Run, child: Child, idle_w: float | None, quick: bool, precisions: Sequence[str]) -> int:
     """Run to the end, whatever ends it, write the file, and print what was measured; the exit status."""
     status, reason = 0, "the run ended"
 
@@ -366,14 +374,14 @@ def watched(made: Run, child: Child, idle_w: float | None, quick: bool, precisio
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        made.here["device"] = made.ask(child, "hello", {})
+        session.here["device"] = session.ask(child, "hello", {})
         asked = {"precisions": sorted({*precisions, "fp16", "bf16", "int8"}), **(QUICK_RATES if quick else {})}
         try:
-            made.here["rates"] = made.ask(child, "rates", asked)
+            session.here["rates"] = session.ask(child, "rates", asked)
         except PassError as error:  # networks can be timed all the same
             print(f"benchmarks/gpu.sh: no roofline: {error}", file=sys.stderr)
-        made.write()
-        made.go(child, idle_w)
+        session.write()
+        session.go(child, idle_w)
     except Stopped as stopped:
         reason, status = str(stopped), stopped.status
     except KeyboardInterrupt:
@@ -385,18 +393,18 @@ def watched(made: Run, child: Child, idle_w: float | None, quick: bool, precisio
         for number in handlers:
             signal.signal(number, signal.SIG_IGN)
         child.end()
-        made.finish(reason)
+        session.finish(reason)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    items = list(made.items.values())
+    items = list(session.items.values())
     print(summary(items))
-    print(made.path)
+    print(session.path)
     left = sum(item["failure"] == "cut_off" for item in items)
     if left:
         print(f"{left} of {len(items)} cells were not measured: {reason}; the same command continues", file=sys.stderr)
     wrong = sorted({item["network"] for item in items if item["failure"] == "answers"})
     if wrong:
-        raise Failure(f"wrong answers from {', '.join(wrong)}; the statuses in {made.path} say what was compared")
+        raise Failure(f"wrong answers from {', '.join(wrong)}; the statuses in {session.path} say what was compared")
     if not status:
         judge(items)
     return status
@@ -406,8 +414,8 @@ def idle(engine: str, settings: Settings) -> IdlePower:
     """The sensor and what the device draws before our work is on it, or the reason why there is no sensor."""
     try:
         sensor = power.sensor_for(engine)
-        found = power.idle(sensor, settings.idle_s)
-        return {"source": sensor.source, "reason": None, "idle_w": found, **sensor.details()}
+        idle_w = power.idle(sensor, settings.idle_s)
+        return {"source": sensor.source, "reason": None, "idle_w": idle_w, **sensor.details()}
     except power.SensorError as error:
         return {"source": "none", "reason": str(error), "idle_w": None}
 
@@ -432,8 +440,8 @@ def summary(items: Sequence[Cell]) -> str:
 def reasons(items: Sequence[Cell]) -> Iterator[str]:
     """Why something was not measured, each reason once."""
     yield from sorted({f"{item['network']}: {item['status']}" for item in items if not records.measured(item)})
-    found = {item["power"]["reason"] for item in items if records.measured(item) and item["power"]["reason"]}
-    yield from sorted(f"Power: {reason}." for reason in found)
+    no_power = {item["power"]["reason"] for item in items if records.measured(item) and item["power"]["reason"]}
+    yield from sorted(f"Power: {reason}." for reason in no_power)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -173,12 +173,12 @@ class Worker:
                 passes.warm_up(lambda: network.run(batch), settings.warmup_s)
                 return lambda: network.run(batch)
 
-            found = power.measure(
+            power_ = power.measure(
                 self.sensor, warm, len(batch), idle_s=0, idle_w=job["idle_w"], window_s=settings.window_s,
                 trials=settings.trials,
             )  # fmt: skip
         self._forget()
-        return found
+        return power_
 
     # How it is done
 
@@ -230,8 +230,8 @@ class Worker:
         if not record.exists():
             built = build_plan(graph, plan, engine, precision, network.preprocess.shape, batches)  # type: ignore[arg-type]
             record.write_text(json.dumps(built.record()), "utf-8")
-        found: dict[str, Any] = json.loads(record.read_text("utf-8"))
-        return plan, found
+        built_as: dict[str, Any] = json.loads(record.read_text("utf-8"))
+        return plan, built_as
 
     def _noise(self, job: BatchJob) -> Pixels:
         return passes.noise((job["batch"], *spec(job["network"]).preprocess.shape))

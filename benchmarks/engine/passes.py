@@ -188,10 +188,10 @@ def memory(job: CellJob) -> records.Memory:
 def resident(field: str) -> float | None:
     """VmRSS (now) or VmHWM (the peak) of this process in MB."""
     try:
-        found = re.search(rf"^{field}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
+        kilobytes = re.search(rf"^{field}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
     except OSError:
         return None
-    return int(found[1]) * 1024 / 1e6 if found else None
+    return int(kilobytes[1]) * 1024 / 1e6 if kilobytes else None
 
 
 def forget_peak() -> bool:

@@ -130,10 +130,10 @@ class Nvml(Board):
         there before is counted too.
         """
         try:
-            found = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._device)
+            processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._device)
         except (self._nvml.NVMLError, AttributeError):
             return None
-        others = [process for process in found if process.pid != os.getpid()]
+        others = [process for process in processes if process.pid != os.getpid()]
         return {"count": len(others), "memory_mb": sum((process.usedGpuMemory or 0) for process in others) / 1e6}
 
 

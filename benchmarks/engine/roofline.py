@@ -110,7 +110,7 @@ def rates(device: str, precisions: tuple[str, ...], side: int = 0, megabytes: in
     import torch
 
     side, megabytes = side or (8192 if device != "cpu" else 1536), megabytes or (2048 if device != "cpu" else 256)
-    found: dict[str, float | None] = {
+    rates: dict[str, float | None] = {
         "copy_gb_s": 2e-9 * (megabytes << 20) / _best(*_copy(torch.device(device), megabytes))
     }
     for precision in precisions:
@@ -118,8 +118,8 @@ def rates(device: str, precisions: tuple[str, ...], side: int = 0, megabytes: in
             seconds = _best(*_product(torch.device(device), precision, side))
         except RuntimeError:  # not implemented for this device
             seconds = None
-        found[f"matrix_{precision}_gop_s"] = None if seconds is None else 2e-9 * side**3 / seconds
-    return found | {"matrix_side": side, "copy_mb": (megabytes << 20) / 1e6}
+        rates[f"matrix_{precision}_gop_s"] = None if seconds is None else 2e-9 * side**3 / seconds
+    return rates | {"matrix_side": side, "copy_mb": (megabytes << 20) / 1e6}
 
 
 Timed = tuple[Callable[[], object], Callable[[], object]]  # the call, and what waits for it

@@ -93,19 +93,19 @@ def server(run: Run, images: Pixels, seconds: float, slo_ms: float, clock: Clock
     images = images[:MAX_BATCH]
     run(images)
     full = stream(run, images, OFFLINE_TRIAL_S, clock)
-    made: dict[float, Timing] = {}
+    timings: dict[float, Timing] = {}
 
     def trial(rate: float, seed: int) -> Rung:
         # A p99 needs calls, and at a low rate they take longer to come.
         lasts = min(max(seconds, FEWEST_ARRIVALS / rate), LONGEST * seconds)
-        made[rate] = timing = poisson(run, images, arrivals(rate, lasts, seed), rate, clock, sleep)
+        timings[rate] = timing = poisson(run, images, arrivals(rate, lasts, seed), rate, clock, sleep)
         if not timing.values:
             return Rung(rate, 1.0, None)
         within = float(np.mean([value <= slo_ms for value in timing.values]))
         return Rung(rate, within, float(np.percentile(timing.values, 99)))
 
     rate, rungs = highest(trial, full.images / full.seconds)
-    timing = made[rungs[-1].rate]
+    timing = timings[rungs[-1].rate]
     return Timing(timing.values, timing.images, timing.seconds, timing.mean_batch, rate, tuple(rungs))
 
 
