@@ -271,7 +271,7 @@ def test_the_roofline_is_drawn_and_told_where_records_hold_it(tmp_path: Path) ->
     assert page.count("<svg ") == len(figures.FIGURES) + 1 and "Roofline" in page
     svg = (folder / "figures" / "11-roofline.svg").read_text("utf-8")
     assert "<!-- operations per second (10¹²) -->" in svg and "800 x 10¹² operations/s in fp16 matrices" in svg
-    assert "every map written and read once" in text and "Memory of a network on a GPU" in text
+    assert "every map is written and read once" in text and "Memory of a network on a GPU" in text
     assert "was measured by benchmarks/gpu.sh" in text and "mig not known" in text and "cpus no limit" in text
     # Records without one are reported as before.
     plain = [("one", document())]

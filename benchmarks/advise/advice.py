@@ -1,8 +1,8 @@
 """What to deploy: the network, engine, precision and batch of the records that meets every bound, and why not the rest.
 
-The rule stands here before any data. Where a least accuracy is asked for, accuracy above it buys nothing, and the
-fastest choice that has it wins; else the most accurate choice within the bounds wins, and of equals the fastest.
-What was not measured meets no bound: an unknown is not a pass.
+The rule was set before any data. If a least accuracy is asked for, accuracy above it counts for nothing: the fastest
+choice that has it wins. Otherwise the most accurate choice within the bounds wins, and of equals the fastest.
+A value that was not measured meets no bound.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Miss:
-    """A bound that is not kept; `excess` is by what share, infinite where the value is not known."""
+    """A bound that is not kept; `excess` is by what share, infinite if the value is not known."""
 
     reason: str
     excess: float
@@ -47,7 +47,7 @@ class Miss:
 
 @dataclass(frozen=True)
 class Candidate:
-    run: str  # the result file's name, where there are several
+    run: str  # the result file's name, if there are several
     record: Cell
     misses: tuple[Miss, ...]
 
@@ -164,7 +164,7 @@ def text(advice: Advice) -> str:
             rows = [(*row(c), behind(c.record, choice.record, bounds)) for c in runners]
             more = len(advice.fitting) - 1 - len(runners)
             parts += ["Runners-up:", table(rows, (*HEADER, "why not"), right=numbers)]
-            parts += [f"{more} more keep every bound and stand behind these."] * (more > 0)
+            parts += [f"{more} more keep every bound and rank behind these."] * (more > 0)
     else:
         parts.append("Nothing fits. What comes closest:")
         rows = [(*row(c), "; ".join(m.reason for m in c.misses)) for c in advice.others[:CLOSEST]]
@@ -180,7 +180,7 @@ def fallen(others: Sequence[Candidate]) -> str:
     for candidate in sorted(others, key=lambda c: c.record["batch"] or 0):
         item = candidate.record
         name = (*(item[field] for field in ("network", "engine", "precision")), candidate.run)
-        # Values differ from batch to batch; a reason that does not is said once.
+        # A reason that is the same for several batches is said once.
         for miss in candidate.misses:
             grouped.setdefault(name, {}).setdefault(miss.reason, []).append(item["batch"])
     rows = [
@@ -202,7 +202,7 @@ def notes(advice: Advice) -> list[str]:
             "Top-1 is the network's, not the file's: what int8 costs is in the parity record (`python -m export show`)."
         )
     if any(i["latency_ms"] and i["latency_ms"]["count"] < FEWEST_FOR_P99 for i in shown):
-        found.append(f"* From fewer than {FEWEST_FOR_P99} calls: little more than the slowest of them.")
+        found.append(f"* From fewer than {FEWEST_FOR_P99} calls: the p99 is little more than the slowest call.")
     if advice.bounds.max_watts is None and (reasons := {reason for i in shown if (reason := i["power"]["reason"])}):
         found.append(f"Power was not measured: {'; '.join(sorted(reasons))}.")
     found.append("Times are the engine's alone; `python -m benchmarks plan` adds queueing, decoding and HTTP.")
@@ -210,7 +210,7 @@ def notes(advice: Advice) -> list[str]:
 
 
 def nearest(advice: Advice) -> str:
-    """One line for stderr where nothing fits."""
+    """One line for stderr if nothing fits."""
     if not advice.others:
         return "the result files hold no in-process records; `python -m benchmarks run` measures some"
     best = advice.others[0]

@@ -5,13 +5,13 @@ runs is the next batch, up to a largest one. With Poisson arrivals this is the b
 queueing processes with bulk service, J. R. Stat. Soc. B 16, 1954; Neuts, A general class of bulk queues with Poisson
 input, Ann. Math. Stat. 38, 1967). `solve` gives the steady state of the chain embedded at the starts of service, and
 from it the distribution of the time from arrival to answer, by integrating over where in a service a request arrives.
-A random share of a Poisson stream is a Poisson stream, so replicas behind a balancer that deals at random are that
-many such queues; one that deals in turn or to the least loaded does better, never worse.
+A random share of a Poisson stream is a Poisson stream, so replicas behind a balancer that chooses at random are that
+many such queues. A balancer that chooses in turn, or the least loaded, does better.
 
 Times of a batch come from `benchmarks run`: measured at some sizes, straight lines between them, spread as the single
 calls were. Decoding and HTTP are not in them; with closed-loop records of `benchmarks load` beside them, the service's
-own times for a batch take their place. Where `benchmarks load --search` has found the highest rate within the same
-bound, that is what counts if it is lower than the model's, and both are shown.
+own times for a batch take their place. If `benchmarks load --search` has found the highest rate within the same
+bound, and it is lower than the model's, it is the rate that counts; both are shown.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from benchmarks.records import (
 )
 from models.console import table
 
-# The spread of a service time, as shares of the calls from the fastest on: what a p99 is made of is in the last two.
+# The spread of a service time, as shares of the calls from the fastest on: the last two make the p99.
 SHARES = (0.5, 0.9, 0.99, 1.0)
 
 
@@ -53,7 +53,7 @@ class Option:
     record: MeasuredCell  # at batch 1: what it is
     max_batch: int
     replicas: int
-    rate_each: float  # the highest within the bound: the model's, or the measured one where that is lower
+    rate_each: float  # the highest within the bound: the model's, or the measured one if that is lower
     model_each: float
     measured_each: float | None  # by search over HTTP
     busy: float  # at the rate asked for
@@ -147,11 +147,11 @@ def service_of(group: dict[int, MeasuredCell], max_batch: int, loads: Sequence[L
     def engine(n: float) -> float:
         return float(np.interp(n, known, middles))
 
-    # At the largest batch: a full queue is where the bound is at stake, and a stall weighs less there than on one.
+    # At the largest batch: a full queue is what misses the bound, and there a stall is a smaller share of the time.
     factors, weights = spread_of(group[known[-1]]["latency_ms"]["values"])
     mean = sum(factor * weight for factor, weight in zip(factors, weights, strict=True))
     whole = of_the_service(loads)
-    # What a closed loop gives are means, which are `mean` times as long as medians.
+    # A closed loop gives means, which are `mean` times as long as medians.
     times = [whole(n) / mean if whole else engine(n) for n in range(1, max_batch + 1)]
     # That a larger batch took less than a smaller one is noise.
     rising = np.maximum.accumulate([max(time, engine(n)) for n, time in enumerate(times, 1)])
@@ -159,7 +159,7 @@ def service_of(group: dict[int, MeasuredCell], max_batch: int, loads: Sequence[L
 
 
 def of_the_service(loads: Sequence[Load | Search]) -> Callable[[float], float] | None:
-    """Seconds that the whole service takes for a batch, from its closed-loop records, where there are two at least.
+    """Seconds that the whole service takes for a batch, from its closed-loop records; None if they are fewer than two.
 
     A closed loop that is never idle answers a batch of m at a rate of X in m / X seconds, decoding and HTTP included;
     the line through the smallest and the largest of these batches gives the others.

@@ -3,13 +3,13 @@
 The statistic is the ratio of the medians of all calls, new over old. Its interval is 95 %: a bootstrap over the starts
 (the fresh processes that measured a cell), within a start over blocks of neighbouring calls, since calls of one
 process are alike and drift together; widened to the ratios of single starts, since two or three starts are too few
-for a bootstrap to know how far apart starts lie; and widened by `DRIFT`, which no look inside a run can show. Verdicts:
+for a bootstrap to know how far apart starts lie; and widened by `DRIFT`, which no single run can show. Verdicts:
 
 - slower or faster: the whole interval lies on that side of 1;
 - the same: the whole interval lies within the floor on both sides of 1;
 - cannot be told: neither, and the interval says how much could hide in it.
 
-A cell fails where the whole interval lies beyond the floor, or where what was measured before now fails.
+A cell fails if the whole interval lies beyond the floor, or if it was measured before and now fails.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FLOOR = 5.0  # percent
 # Two runs of one idle virtual machine, minutes apart, differ by so much in everything at once.
 DRIFT = 0.02
 
-# What must agree for two files to be of one machine. Packages may differ: their effect is what a comparison is for.
+# What must agree for two files to be of one machine. Packages may differ: a comparison is meant to show their effect.
 MACHINE = ("cpu", "flags", "cores", "threads", "gpus", "limits")
 
 Values = NDArray[np.float64]
@@ -79,7 +79,7 @@ def change(name: str, old: Record, new: Record | None, floor: float) -> Change:
     if not measured(new):
         return Change(name, new["status"], None, None, middle(old), None, True)
     if is_search(old) and is_search(new):
-        # Its latencies are those of two rates; and one search says nothing about how far the next would be from it.
+        # The latencies belong to two different rates, and one search does not tell how far the next one would differ.
         rates = f"{significant(old['rate'])} to {significant(new['rate'])} img/s, by search: no interval"
         return Change(name, rates, None, None, None, None, False)
     before, after = starts(old), starts(new)

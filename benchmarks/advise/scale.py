@@ -4,10 +4,10 @@ What a replica does is the queueing model's answer (`capacity`) on measured batc
 engine put beside it: `benchmarks replicas` has measured how much processor time the service takes for an image beyond
 its engine call, and how much of that is decoding. On a processor both share the cores, so a batch of n takes its
 engine's time and n images' work spread over them; beside a GPU the cores have that work alone, and the slower side
-counts. Large numbers are small ones many times over: that is the point of replicas that share nothing, and it holds
-as far as the network in front of them does.
+counts. Replicas share nothing, so a large rate takes proportionally more of them, as long as the network in front of
+them keeps up.
 
-Nothing is estimated that a record does not hold. Watts and prices are the reader's to give.
+Nothing is estimated that no record holds. The reader gives watts and prices.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GBIT = 8 / 1e9
 # A processor that also reads, decodes and answers is not planned beyond this share.
 BUSY = 0.8
 
-# What is played out in the simulation: so loaded replicas, so many of them.
+# What is simulated: replicas at this load, in these numbers.
 LOAD, COUNTS = 0.7, (1, 4, 32)
 
 
@@ -77,7 +77,7 @@ def steady(documents: Documents) -> list[Replicas]:
 
 
 def beside(documents: Documents) -> Beside:
-    """From the two-replica run; `Usage` where there is none."""
+    """From the two-replica run; `Usage` if there is none."""
     found = steady(documents)
     if not found:
         raise Usage("no file holds a run of `python -m benchmarks replicas`, which measures the work around the engine")
@@ -89,7 +89,8 @@ def beside(documents: Documents) -> Beside:
     decode = item["split_ms"]["decode"]["p50"] / 1e3 if item["split_ms"] else 0.0
     if (http := (item["cpu_seconds_per_image"] or 0.0) - engine - decode) <= 0:
         raise Failure(
-            f"{item['scenario']}: the stages took longer than was worked: the machine had other work; run it again"
+            f"{item['scenario']}: the stages took longer than the processor time used, because the machine had other "
+            "work; run it again"
         )
     alone = [i for i in in_process(documents) if capacity.key(i) == capacity.key(item) and i["batch"] == 1]
     extra = (item["memory_mb"]["peak_rss"] or 0.0) - (alone[0]["memory_mb"]["peak_rss"] or 0.0) if alone else 0.0
@@ -128,7 +129,7 @@ def table_rows(
 
 
 def best(group: dict[int, MeasuredCell], cores: int, around: Beside, slo_ms: float) -> Row | None:
-    """The largest batch's row that does most within the bound; None where no batch keeps it."""
+    """The largest batch's row that does most within the bound; None if no batch keeps it."""
     options = []
     for max_batch in sorted(group):
         service = capacity.service_of(group, max_batch)
@@ -165,7 +166,7 @@ def rate_of(item: MeasuredCell, service: Service, cores: int, seconds: float, sl
 
 
 def whole(value: float) -> str:
-    """A count or an amount at three significant digits, for more would be a promise."""
+    """A count or an amount at three significant digits: the data support no more."""
     if value < 1000:
         return str(value) if isinstance(value, int) else significant(value)
     digits = 2 - math.floor(math.log10(value))
@@ -270,7 +271,7 @@ def blocks(
 
 
 def incidents(documents: Documents) -> str:
-    """What the two-replica runs came to, phase by phase."""
+    """The results of the two-replica runs, phase by phase."""
     runs = [[i for i in d["records"] if i["kind"] == "replicas"] for _, d in documents]
     return "\n\n".join(
         f"{replicas_title(run)}\n\n{markdown(REPLICAS_HEADER, replicas_rows(run))}" for run in runs if run

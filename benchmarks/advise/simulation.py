@@ -1,4 +1,4 @@
-"""Replicas behind a balancer, request by request: what `capacity` solves for one queue, played out for many.
+"""Simulates replicas behind a balancer, request by request: many of the queues that `capacity` solves one of.
 
 A request reaches the balancer, which gives it to a replica by its policy; after its way there and its decoding it joins
 that replica's queue; an idle engine starts at once on what waits, up to a largest batch; the answer frees its place.
@@ -54,7 +54,7 @@ def simulate(
         if policy == "two choices":
             return int(first if under_way[first] <= under_way[second] else second)
         fewest = min(under_way)
-        # Of equals not always the first.
+        # Not always the first of equals.
         return next(r for i in range(replicas) if under_way[r := (int(first) + i) % replicas] == fewest)
 
     def start(replica: int, now: float) -> None:
@@ -94,7 +94,7 @@ def of_service(service: Service, seed: int = 0) -> Draw:
 
 
 def of_measured(engine_ms: Mapping[str, Sequence[float]], seed: int = 0) -> Draw:
-    """An engine whose every call takes as long as one that was measured at that batch; where none was, as one of the
+    """An engine whose every call takes as long as one that was measured at that batch; if none was, as one of the
     nearest batch, in proportion to the line through the medians of the smallest batch and the largest.
     """
     generator = np.random.default_rng(seed)
@@ -129,7 +129,7 @@ def by_policy(service: Service, load: float, replicas: int, count: int = 20_000)
     found = {}
     for policy in POLICIES:
         taken = 1e3 * simulate(due, np.zeros(count), of_service(service), service.max_batch, replicas, policy)
-        # The first find empty replicas, which the others do not.
+        # Left out are the first requests, which find empty replicas.
         settled = taken[count // 10 :]
         found[policy] = {f"p{p}": float(np.percentile(settled, p)) for p in (50, 99)}
     return found

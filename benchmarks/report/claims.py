@@ -1,9 +1,9 @@
 """The paper's claims, tested on the records of one machine, engine and precision; none is assumed.
 
 Canziani et al., arXiv 1605.07678, drew them from 14 networks on a Jetson TX1. Each is turned into a statistic with a
-95 % interval (bootstrap over networks, for the claims speak about networks) and a threshold that stands here before
-any data: it "holds" when the whole interval lies on the claim's side of the threshold, "does not hold" when the whole
-interval lies on the other, and otherwise "cannot be told".
+95 % interval (a bootstrap over networks, because the claims are about networks) and a threshold that was set before
+any data. It "holds" if the whole interval lies on the claim's side of the threshold, "does not hold" if the whole
+interval lies on the other side, and "cannot be told" otherwise.
 """
 
 from __future__ import annotations
@@ -16,11 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.intervals import RESAMPLES, confident
-from benchmarks.records import Cell, MeasuredCell, by_network, imagenet, measured_cells, memory, smallest_batch
+from benchmarks.records import (
+    Cell,
+    MeasuredCell,
+    by_network,
+    imagenet,
+    measured_cells,
+    memory,
+    significant,
+    smallest_batch,
+)
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be told"
 
-# Fewer networks than this say nothing about networks: the bootstrap of four has 35 distinct samples.
+# Fewer networks than this are too few for a bootstrap: four have only 35 distinct samples.
 FEWEST_NETWORKS = 5
 
 # Claim 1. The paper's own spread is 11.8 W +- 0.7 W, 6 %; half as much again is allowed to another machine.
@@ -31,7 +40,7 @@ TIME_ERROR = 0.25
 
 # Claim 5. Two runs of one process differ by about 1 % in resident memory; five times that is a bend, not noise.
 MEMORY_ERROR = 0.05
-# The bent line has three numbers; four batches or fewer fit it whatever they are.
+# The bent line has three parameters; any four batches or fewer would fit it.
 FEWEST_BATCHES = 5
 
 Values = NDArray[np.float64]
@@ -43,18 +52,18 @@ class Claim:
     number: int
     text: str
     verdict: str
-    statistic: str  # in words, with its value; why, where nothing can be told
+    statistic: str  # in words, with its value; or why nothing can be told
     value: float | None
     interval: tuple[float, float] | None
     threshold: str
-    records: int  # how many stand behind it
+    records: int  # how many it is computed from
     networks: tuple[str, ...]
     note: str = ""
-    form: str = "{:.3g}"  # of the value and its interval
+    form: Callable[[float], str] = significant  # of the interval's bounds
 
     @property
     def interval_text(self) -> str:
-        return " to ".join(self.form.format(bound) for bound in self.interval) if self.interval else ""
+        return " to ".join(map(self.form, self.interval)) if self.interval else ""
 
 
 def test(series: Sequence[Cell]) -> list[Claim]:
@@ -170,16 +179,26 @@ def judged(
     number: int, text: str, threshold: str, known: Sequence[MeasuredCell], value: float, interval: tuple[float, float],
     limit: float, form: str, note: str = "",
 ) -> Claim:  # fmt: skip
-    """A claim that holds when the statistic, a share, is at most `limit`."""
+    """A claim that holds if the statistic, a share, is at most `limit`."""
     verdict = HOLDS if interval[1] <= limit else FAILS if interval[0] > limit else UNKNOWN
     statistic = form.format(f"{value:.1%}")
     return Claim(
-        number, text, verdict, statistic, value, interval, threshold, len(known), names(known), note, form="{:.1%}"
+        number,
+        text,
+        verdict,
+        statistic,
+        value,
+        interval,
+        threshold,
+        len(known),
+        names(known),
+        note,
+        form="{:.1%}".format,
     )
 
 
 def too_few(number: int, text: str, threshold: str, known: Sequence[MeasuredCell], what: str) -> Claim | None:
-    """The claim as undecidable, when fewer networks than needed are `known`; `what` says what is missing."""
+    """The claim as one that cannot be told, if fewer networks than needed are `known`; `what` says what is missing."""
     found = names(known)
     if len(found) >= FEWEST_NETWORKS:
         return None
@@ -197,7 +216,7 @@ def names(items: Sequence[MeasuredCell]) -> tuple[str, ...]:
 
 
 def borrowed(items: Sequence[MeasuredCell]) -> str:
-    """A note where accuracies belong to other weights than those measured."""
+    """A note if accuracies belong to other weights than those measured."""
     untrained = [item["network"] for item in items if item["weights"] == "untrained"]
     return f"top-1 is the published one for {', '.join(untrained)}: weights here are untrained" if untrained else ""
 
@@ -217,7 +236,7 @@ def left_out(x: Values, y: Values) -> Values:
 
 
 def rank_correlation(pairs: Sequence[Values]) -> float:
-    """Spearman's: the correlation of ranks, ties sharing their mean rank; 0 where one side does not vary."""
+    """Spearman's: the correlation of ranks, ties sharing their mean rank; 0 if one side does not vary."""
     columns = np.array(pairs).T
     ranks = [np.array([(np.sum(c < v) + np.sum(c <= v) - 1) / 2 for v in c]) for c in columns]
     if any(np.ptp(rank) == 0 for rank in ranks):

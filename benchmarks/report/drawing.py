@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 
-# Okabe and Ito's colours, which the colour-blind tell apart; yellow and black are left out, for they vanish on white
-# and on dark. A lineage keeps its colour and its mark in every figure; within it, networks differ in line and label.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without yellow and black, which vanish on white
+# and on dark. A lineage keeps its colour and mark in every figure; networks within it differ in line and label.
 LOOKS = {
     "alexnet": ("#E69F00", "o"), "vgg": ("#0072B2", "s"), "googlenet": ("#009E73", "^"), "inception": ("#009E73", "v"),
     "resnet": ("#D55E00", "D"), "densenet": ("#CC79A7", "P"), "squeezenet": ("#56B4E9", "X"), "nin": ("#E69F00", "<"),
@@ -31,8 +31,8 @@ LINES = ("-", "--", ":", "-.")
 
 UNTRAINED = "†"  # follows the name of every network whose weights are untrained
 
-# Drawn as they are in PNG, and replaced in SVG by what the page or the file needs: nearly black, nearly white, and
-# found nowhere else in a figure.
+# Nearly black and nearly white, and used for nothing else in a figure: SVG replaces them by the colours that the page
+# or the file needs.
 INK, PAPER = "#010203", "#fdfeff"
 DARK, WHITE = "#1b1f24", "#ffffff"
 
@@ -42,7 +42,7 @@ BARS: dict[str, Any] = {"fmt": "none", "ecolor": INK, "elinewidth": 0.8, "alpha"
 
 WIDTH = 9.6  # inches
 PANEL = 3.7  # height in inches
-CROWD = 14  # networks from which on a panel takes the whole width
+CROWD = 14  # with more networks than this, a panel takes the whole width
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ Panel = tuple["Axes", list[MeasuredCell]]
 
 
 class Nothing(Exception):
-    """There is nothing to draw; the message says why, and stands in the figure's place."""
+    """There is nothing to draw; the message says why and is shown instead of the figure."""
 
 
 @contextmanager
@@ -150,7 +150,7 @@ def _notice(reason: str) -> Canvas:
 
 
 def shown(item: Identity) -> str:
-    """The network's name, marked where its weights are untrained."""
+    """The network's name, marked if its weights are untrained."""
     return f"{item['network']}{UNTRAINED}" if item["weights"] == "untrained" else str(item["network"])
 
 
@@ -159,7 +159,7 @@ def look(item: InProcess) -> tuple[str, str]:
 
 
 def dot(axis: Axes, item: MeasuredCell, x: float, y: float, **more: Any) -> None:
-    """A network's mark; hollow where its weights are untrained."""
+    """A network's mark; hollow if its weights are untrained."""
     colour, mark = look(item)
     filled = colour if item["weights"] != "untrained" else "none"
     axis.plot([x], [y], mark, color=colour, markerfacecolor=filled, markeredgewidth=1.3, zorder=3, **more)
@@ -168,7 +168,7 @@ def dot(axis: Axes, item: MeasuredCell, x: float, y: float, **more: Any) -> None
 def label_points(axis: Axes, points: Sequence[tuple[float, float, str, float]]) -> None:
     """Name every point (x, y, text, radius of its mark in typographic points) so that no two names overlap.
 
-    Each name takes the first free place around its point, nearest first; one that had to go far gets a line.
+    Each name takes the nearest free place around its point; a name that is far from its point gets a line to it.
     """
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
@@ -183,7 +183,7 @@ def label_points(axis: Axes, points: Sequence[tuple[float, float, str, float]]) 
     leader = {"arrowstyle": "-", "color": INK, "alpha": 0.4, "lw": 0.6, "shrinkB": 2}
     taken = []
     for (cx, cy), (_, _, _, radius) in zip(centres, points, strict=True):
-        # A large ball is an area to write on, a small mark is one to keep clear.
+        # A name may lie on a large ball, but not on a small mark.
         reach = min(radius, 6) * scale
         taken.append(Bbox.from_extents(cx - reach, cy - reach, cx + reach, cy + reach))
     for (x, y, text, radius), _ in sorted(zip(points, centres, strict=True), key=lambda pair: -pair[1][1]):

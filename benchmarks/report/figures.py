@@ -1,7 +1,7 @@
-"""The paper's ten figures (Canziani et al., arXiv 1605.07678) with the data of result records, and nothing else.
+"""The paper's ten figures (Canziani et al., arXiv 1605.07678), drawn from result records alone.
 
-Every figure is drawn once and kept in three forms: SVG for the page (transparent, its ink the page's own colour, so
-that it reads in the light and in the dark), SVG for a file and PNG (dark ink on white).
+Every figure is drawn once and kept in three forms: SVG for the page (transparent, in the page's own text colour, so
+that it can be read in a light and in a dark theme), SVG for a file, and PNG (both dark on white).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def draw(series: Sequence[Series]) -> list[Figure]:
-    """The ten figures, in the paper's order; one without data says why in its place. Then the roofline, if there is."""
+    """The ten figures, in the paper's order; one without data says why instead. Then the roofline, if any."""
     drawn = [_figure(*row, series) for row in FIGURES]
     if any(has_roofline(item) for one in series for item in one.good):
         drawn.append(_figure(*ROOFLINE, series))
@@ -284,7 +284,7 @@ def _against(
 ) -> Canvas:
     """A mark a network, named, with a guide through them; all panels on the same axes.
 
-    A network stands with its smallest batch, or with its `fastest` one, whose size then follows its name.
+    A network is shown at its smallest batch or, if `fastest`, at its fastest one, whose size then follows its name.
     """
     canvas, panels = _panels(series, keep, why)
     chosen = [smallest_batch(items) if not fastest else best_batch(items) for _, items in panels]
@@ -322,7 +322,7 @@ def best_batch(items: Sequence[MeasuredCell]) -> list[MeasuredCell]:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points than which no other is higher in both, from the slowest and most accurate to the fastest."""
+    """The points that no other point beats in both, from the slowest and most accurate to the fastest."""
     front: list[tuple[float, float]] = []
     for x, y in sorted(set(points), key=lambda point: (-point[0], -point[1])):
         if not front or y > front[-1][1]:
@@ -333,7 +333,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def roofline(series: Sequence[Series]) -> Canvas:
     """Operations a second against operations per byte: the device's roof, and every network under it, batch by batch.
 
-    More images share one reading of the weights, so that a network moves to the right as its batch grows.
+    A batch reads the weights once, so a network moves to the right as its batch grows.
     """
     kept = [(one.label, [item for item in one.good if has_roofline(item)]) for one in series]
     kept = [(label, items) for label, items in kept if items]
@@ -407,7 +407,7 @@ def throughput(item: MeasuredCell) -> float:
     return item["throughput_img_s"]
 
 
-# Of records that were kept because they have these.
+# These read records that were kept because they hold the value.
 
 
 def top1(item: Cell | MeasuredCell) -> float:
@@ -478,7 +478,7 @@ FIGURES: tuple[tuple[str, str, str, Callable[[Sequence[Series]], Canvas]], ...] 
     ("10-information-density", "Accuracy per parameter", "How much accuracy a parameter carries.", information_density),
 )
 
-# Drawn where records hold it (`benchmarks/gpu.sh` writes it); the paper has none.
+# Drawn if records hold it (`benchmarks/gpu.sh` writes it); the paper has no such figure.
 ROOFLINE = (
     "11-roofline",
     "Roofline",

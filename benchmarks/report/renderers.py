@@ -1,4 +1,4 @@
-"""The forms of the report: one HTML page that needs no network, the same in Markdown, and the numbers as CSV."""
+"""Writes the report as one HTML page that needs no network, as Markdown, and its numbers as CSV."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def as_html(told: Report) -> str:
 
 
 def elements(told: Report) -> Iterator[str]:
-    """What stands in the body of the page."""
+    """The elements of the page's body."""
     escape = html.escape
     yield f"<h1>{escape(told.title)}</h1>\n<p>{escape(told.lead)}</p>"
     for section in told.sections:

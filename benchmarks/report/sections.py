@@ -1,6 +1,6 @@
-"""What the report says, section by section; `benchmarks.report.renderers` gives it its forms.
+"""What the report says, section by section; `benchmarks.report.renderers` writes it as HTML, Markdown and CSV.
 
-Everything in it is computed from result records here and now; nothing is carried over or typed in.
+Everything in it is computed from result records each time; no number is typed in by hand.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: those of its four parts that it has, in this order."""
+    """One section of the report. Its parts follow in this order; those that are empty are left out."""
 
     title: str
     text: str = ""
@@ -90,7 +90,7 @@ HOW = (
     "A dash means: not measured. It never means zero.",
 )
 
-# What a reader must know beside that where a network ran on a GPU, or `benchmarks/gpu.sh` measured it.
+# What a reader must also know if a network ran on a GPU, or if `benchmarks/gpu.sh` measured it.
 HOW_GPU = (
     "Memory of a network on a GPU is what it adds to the GPU's memory in use, weights and scratch memory included and "
     "the libraries' own context not."
@@ -102,12 +102,12 @@ HOW_SCRIPT = (
 
 
 def report(documents: Sequence[Document], series: Sequence[Series], figures: Sequence[Figure]) -> Report:
-    """All that the report of `documents` says, `figures` being those of `series`."""
+    """The report of `documents`; `figures` are those of `series`."""
     return Report(title(documents), lead(documents, series), tuple(sections(documents, series, figures)))
 
 
 def sections(documents: Sequence[Document], series: Sequence[Series], figures: Sequence[Figure]) -> Iterator[Section]:
-    """The sections in their order, without those that have nothing to say."""
+    """The sections in their order; a section without content is left out."""
     if series:
         yield Section("Networks", table=networks(series), bullets=notes(series))
         if machines := together(documents):
@@ -126,7 +126,7 @@ def sections(documents: Sequence[Document], series: Sequence[Series], figures: S
 
 
 def series_of(documents: Sequence[Document]) -> list[Series]:
-    """The in-process records by run, engine and precision; the run is named only where there are several."""
+    """The in-process records by run, engine and precision; the run is named only if there are several."""
     found: dict[str, list[Cell]] = {}
     local = [(name, [i for i in document["records"] if is_cell(i)]) for name, document in documents]
     several = sum(bool(items) for _, items in local) > 1
@@ -179,7 +179,7 @@ def cells(one: Series, item: MeasuredCell, best: MeasuredCell) -> Row:
 
 
 def notes(series: Sequence[Series]) -> list[str]:
-    """What the marks in the table mean, those that occur."""
+    """What the marks that occur in the table mean."""
     good = [item for one in series for item in one.good]
     found = []
     if any(item["weights"] == "untrained" for item in good):
@@ -188,9 +188,7 @@ def notes(series: Sequence[Series]) -> list[str]:
             "an accuracy beside them is the published one, not theirs."
         )
     if any(item["latency_ms"]["count"] < FEWEST_FOR_P99 for item in good):
-        found.append(
-            f"* From fewer than {FEWEST_FOR_P99} calls, so that a p99 is little more than the slowest of them."
-        )
+        found.append(f"* From fewer than {FEWEST_FOR_P99} calls, so the p99 is little more than the slowest call.")
     if batches := sorted({item["batch"] for item in smallest_batch(good)}):
         found.append(
             f"Latencies and memory are at batch {', '.join(map(str, batches))}, the median with its 95 % interval; "
@@ -229,7 +227,7 @@ def load(documents: Sequence[Document]) -> Table | None:
     for item in cast(Iterator[Mapping[str, Any]], served):
         latency, parts, within = item["latency_ms"] or {}, item.get("split_ms") or {}, item.get("within_slo")
         if item["latency_ms"] is None:
-            continue  # among what was not measured
+            continue  # listed under "Not measured"
         rows.append((
             item["network"] + (UNTRAINED if item["weights"] == "untrained" else ""),
             ran_on(item["engine"], item["precision"]),
@@ -261,7 +259,7 @@ CLAIMS_ARE = (
 
 
 def claims_of(series: Sequence[Series]) -> Table:
-    # If nothing can be told for one and the same reason, one row says so for every engine.
+    # Engines with the same verdict for the same reason share one row.
     grouped: dict[tuple[int, str, str], tuple[list[str], claims.Claim]] = {}
     for label, claim in ((one.label, claim) for one in series for claim in claims.test(one.records)):
         grouped.setdefault((claim.number, claim.verdict, claim.statistic), ([], claim))[0].append(label)
@@ -310,7 +308,7 @@ def environment_rows(document: RecordsFile) -> list[tuple[str, str]]:
 
 
 def plain(value: Any) -> str:
-    """A value inside a block of the environment: numbers of a measurement without the digits that mean nothing."""
+    """A value inside a block of the environment; measured numbers are rounded to the digits that mean something."""
     if isinstance(value, dict):
         return "(" + ", ".join(f"{key} {plain(item)}" for key, item in value.items()) + ")"
     return f"{value:,.4g}" if isinstance(value, float) and value > 100 else str(value)
@@ -377,14 +375,14 @@ def device(env: Environment) -> str:
 
 
 def gpus_of(env: Environment) -> list[dict[str, str]]:
-    """The machine's GPUs; none where they were left out on purpose, in CPU mode."""
+    """The machine's GPUs; none if it was measured in CPU mode, which ignores them."""
     return [] if env.get("mode") else env.get("gpus") or []
 
 
 ROOFLINE_IS = (
-    "What the device's measured copy bandwidth and matrix rate allow a network, whose traffic is counted as that of a "
-    "well fused one: weights read once a batch, every map written and read once. At small batches maps and weights may "
-    "stay in a cache, which the model does not know."
+    "What the device's measured copy bandwidth and matrix rate allow a network, if its layers are well fused: weights "
+    "are read once a batch, and every map is written and read once. At small batches, maps and weights may stay in a "
+    "cache, which this model ignores."
 )
 
 
