@@ -12,7 +12,7 @@ BEGIN, END = "<!-- arrows -->\n", "<!-- /arrows -->"
 
 ROOMS = ("models", "export", "serving", "benchmarks")
 
-# Programs of their own, each started as one process, written as its server's documentation writes them.
+# Separate programs, each started as one process and written as the documentation of its server shows.
 PROGRAMS = "benchmarks.peers.with_"
 
 
@@ -38,7 +38,7 @@ MODULES = {module(path): path for room in (*ROOMS, "service") for path in source
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Our modules that the file imports, wherever in it."""
+    """Our modules that the file imports, anywhere in it."""
     for name, _ in imports(ast.parse(path.read_text("utf-8"))):
         if (found := name if name in MODULES else name.rpartition(".")[0]) in MODULES:
             yield found
@@ -53,13 +53,13 @@ def room_of(name: str) -> str:
 
 
 def box(name: str) -> str:
-    """The box that a module is drawn in: its room, or its room of benchmarks."""
+    """The box that a module is drawn in: its package, or its package inside benchmarks."""
     top = name.split(".")[0]
     return f"benchmarks.{room_of(name)}" if top == "benchmarks" and name != "benchmarks.__main__" else top
 
 
 def drawn() -> str:
-    """The arrows between rooms as a Mermaid flowchart."""
+    """The arrows between packages as a Mermaid flowchart."""
     pairs = {
         (box(name), box(other))
         for name, others in GRAPH.items()

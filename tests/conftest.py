@@ -1,4 +1,4 @@
-"""What the tests share: a model store of their own, and a network small enough to make in a millisecond."""
+"""What the tests share: a model store of their own, and a network that takes a millisecond to create."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Before anything imports bentoml: it reads both when it is first imported.
+# Before anything imports bentoml, which reads both at its first import.
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="podium-tests-")
 
@@ -44,7 +44,7 @@ SHAPE = (32, 32, 3)  # of what `tiny_onnx` takes
 
 
 def tiny_onnx(path: Path, classes: int = 10, size: int = 32) -> Path:
-    """A classifier of the contract's form (uint8 NHWC in, probabilities out): mean colour, one matrix, softmax."""
+    """A classifier in the documented form (uint8 NHWC in, probabilities out): mean colour, one matrix, softmax."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -66,7 +66,7 @@ def tiny_onnx(path: Path, classes: int = 10, size: int = 32) -> Path:
 
 
 def save_tiny(folder: Path, network: str = "tiny", classes: int = 10, weights: str = "untrained") -> Artifact:
-    """`tiny_onnx` saved in the model store under the name `network`, its `weights` said to be of this kind."""
+    """`tiny_onnx` saved in the model store under the name `network`, with `weights` as the kind of its weights."""
     manifest = manifest_of(
         network,
         {"kind": weights, "origin": "seed 0", "sha256": None, "license": None},
@@ -79,7 +79,7 @@ def save_tiny(folder: Path, network: str = "tiny", classes: int = 10, weights: s
 
 
 def export(*argv: object) -> int:
-    """`python -m export`, without the seconds of tuning unless --tune asks for them."""
+    """`python -m export`, without tuning (which takes seconds) unless --tune asks for it."""
     words = [str(word) for word in argv]
     untuned = words and words[0] not in ACTIONS and "--tune" not in words
     return export_main([*words, "--no-tune"] if untuned else words)
@@ -110,7 +110,7 @@ def efficientnet_lite0() -> Artifact:
 
 @pytest.fixture(scope="session")
 def server(tiny: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A service with `tiny`, which takes bodies of 100 kB."""
+    """A service with `tiny` that accepts bodies of up to 100 kB."""
     from tests.fakes.server import serve
 
     log = tmp_path_factory.mktemp("serve") / "log"
@@ -120,7 +120,7 @@ def server(tiny: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def frozen() -> Iterator[None]:
-    """A full garbage collection passes over what was there before the module, which is every import and test so far."""
+    """Full garbage collections skip what existed before the module: all imports and all earlier tests."""
     gc.collect()
     gc.freeze()
     yield
@@ -129,7 +129,7 @@ def frozen() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium; no test with an event loop of its own may be in the module, because the browser's driver keeps one."""
+    """Chromium. A module that uses it may not hold async tests: the driver of the browser runs an event loop."""
     from playwright.sync_api import sync_playwright
 
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -144,7 +144,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(autouse=True)
 def audible() -> None:
-    """What our loggers say reaches pytest, whatever BentoML or a fuzzer has set in this process before."""
+    """Messages of our loggers reach pytest, whatever BentoML or a fuzzer has set in this process before."""
     for name in ("bentoml", "bentoml.podium"):
         logger = logging.getLogger(name)
         logger.propagate, logger.disabled = True, False
@@ -153,7 +153,7 @@ def audible() -> None:
 
 @contextmanager
 def room(size: int) -> Iterator[None]:
-    """A disk that is nearly full: files take `size` bytes each, in this process and in those that it starts."""
+    """A disk that is nearly full: no file can exceed `size` bytes, in this process and in those that it starts."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""Every path of the service, and the ways to write one so that something on its way takes it for the path itself."""
+"""Every path of the service, and other spellings of it that a proxy or a server might take for the path itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.fakes.interface import behind
 METHODS = ("GET", "HEAD", "POST", "PUT", "OPTIONS")
 LOOK = {"Authorization": "Bearer look"}
 
-# None of these is the path.
+# None of these is that path.
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "a letter in hexadecimal": lambda path: f"{path[:-1]}%{ord(path[-1]):02x}",
     "every letter in hexadecimal": lambda path: "/" + "".join(f"%{ord(c):02X}" for c in path[1:]),
@@ -39,7 +39,7 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "a dot segment": lambda path: f"/.{path}",
     "a dot segment at the end": lambda path: f"{path}/.",
     "a way up": lambda path: f"/x/..{path}",
-    "a way up from a path of ours": lambda path: f"/v2/..{path}",
+    "a way up from one of our paths": lambda path: f"/v2/..{path}",
     "a way up, encoded": lambda path: f"/x/%2e%2e{path}",
     "a way up over the top": lambda path: f"/..{path}",
     "a way down and up": lambda path: f"{path}/x/..",
@@ -54,7 +54,7 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "a comma": lambda path: f"{path},",
 }
 
-# Other ways of writing a request for the same path, as HTTP has them.
+# Other ways in HTTP to write a request for the same path.
 SAME: dict[str, Callable[[str], str]] = {
     "as it is": lambda path: path,
     "an empty query": lambda path: f"{path}?",
@@ -79,7 +79,7 @@ def paths(tiny: Artifact) -> dict[str, set[str]]:
 
 
 def spelled(known: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Every path in every spelling that is not itself a path, with the spelling's name."""
+    """Every path in every spelling that is not a path of the service, with the name of the spelling."""
     table = set(known)
     for path in sorted(table):
         for name, spell in SPELLINGS.items():

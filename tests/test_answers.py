@@ -1,4 +1,4 @@
-"""What comes back, whatever is sent: strict JSON in, JSON out, short errors, one count and one id for every request."""
+"""The answer to whatever is sent: strict JSON in, JSON out, short errors, one count and one id for every request."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def read(body: bytes, length: bytes = b"") -> oip.Request:
     ],
     ids=["flat", "nested", "indented"],
 )
-def test_pixels_are_read_flat_and_nested(data: Any) -> None:
+def test_pixels_may_be_flat_or_nested(data: Any) -> None:
     body = json.dumps(said({"data": NESTED}), indent=1).encode() if data == "indented" else written({"data": data})
     assert read(body).images.reshape(-1).tolist() == PIXELS
 
@@ -77,7 +77,7 @@ def test_pixels_are_read_flat_and_nested(data: Any) -> None:
     ),
     seed=st.integers(0, 1000),
 )
-def test_what_json_says_is_what_is_read(
+def test_the_pixels_are_those_that_the_json_says(
     shape: list[int], nested: bool, indent: int | None, more: dict[str, Any], seed: int
 ) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
@@ -109,7 +109,7 @@ BAD_DATA = {
     "no comma": b"[1 1," + ROW + b"]",
     "an empty list": b"[[]," + ROW + b"]",
     "a list": b"[[1]," + ROW + b"]",
-    "a list that is not the shape's": b"[[1," + ROW + b"]]",
+    "a list that does not fit the shape": b"[[1," + ROW + b"]]",
     "a list twice": b"[1," + ROW + b"],[1," + ROW + b"]",
     "an open list": b"[1," + ROW,
     "a glued bracket": json.dumps(NESTED).encode().replace(b"[0, 1, 2]", b"0[, 1, 2]"),
@@ -122,13 +122,13 @@ BAD_DATA = {
 
 
 @pytest.mark.parametrize("data", BAD_DATA.values(), ids=BAD_DATA)
-def test_a_pixel_is_a_whole_number_by_type(data: bytes) -> None:
+def test_a_pixel_must_have_the_type_of_a_whole_number(data: bytes) -> None:
     with pytest.raises(BadRequest):
         read(with_data(data))
 
 
-def test_every_number_is_looked_at(tiny: Artifact) -> None:
-    """Wherever in a long list it stands: at the seams between its pieces too."""
+def test_every_number_is_checked(tiny: Artifact) -> None:
+    """Wherever in a long list it is, also where two pieces of the list meet."""
     shape = (100, 300, 3)
     good = b",".join([b"7"] * 90_000)
     body = with_data(b"[" + good + b"]").replace(b"[1, 32, 32, 3]", b"[1,100,300,3]")
@@ -141,7 +141,7 @@ def test_every_number_is_looked_at(tiny: Artifact) -> None:
                 continue
             try:
                 json.loads(broken)
-                continue  # a space for a digit's neighbour may be right
+                continue  # a space beside a digit may be valid
             except ValueError:
                 pass
             with pytest.raises(BadRequest):
@@ -194,13 +194,13 @@ async def test_a_request_is_strict_json(tiny: Artifact, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("size", [1.0, "3072", True, None, [], -1, 10**4000, COUNT + 1, COUNT - 1])
-def test_the_size_of_a_binary_tensor_is_a_whole_number(size: Any) -> None:
+def test_the_size_of_a_binary_tensor_must_be_a_whole_number(size: Any) -> None:
     head = json.dumps(said({"data": None, "parameters": {"binary_data_size": size}})).encode()
     with pytest.raises(BadRequest):
         read(head + bytes(COUNT), b"%d" % len(head))
 
 
-def test_a_tensor_comes_in_one_way() -> None:
+def test_a_tensor_may_be_sent_in_one_way_only() -> None:
     both = written({"parameters": {"binary_data_size": COUNT}})
     for body in (both + bytes(COUNT), written() + bytes(COUNT)):
         with pytest.raises(BadRequest):
@@ -241,7 +241,7 @@ def test_any_answer_can_be_written() -> None:
         max_leaves=10,
     )
 )
-def test_what_is_read_strictly_can_be_written(value: Any) -> None:
+def test_whatever_is_read_can_be_written(value: Any) -> None:
     text = json.dumps({"a": value}).encode()
     try:
         strict = read_json(text)
@@ -251,7 +251,7 @@ def test_what_is_read_strictly_can_be_written(value: Any) -> None:
         assert json.loads(encode(strict)) == {"a": value}
 
 
-async def test_labels_and_manifests_that_cannot_be_written_are_answered(tiny: Artifact) -> None:
+async def test_labels_and_manifests_that_json_cannot_hold_get_an_answer(tiny: Artifact) -> None:
     async with started(tiny) as serving, client_of(serving) as client:
         model = serving.models["tiny"]
         for one in model.classes:
@@ -265,7 +265,7 @@ async def test_labels_and_manifests_that_cannot_be_written_are_answered(tiny: Ar
             del model.artifact.manifest["tuning"]
 
 
-async def test_a_failure_after_the_handler_is_an_error_of_the_contract(
+async def test_a_failure_after_the_handler_is_a_documented_error(
     tiny: Artifact, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with started(tiny) as serving, client_of(serving) as client:
@@ -283,7 +283,7 @@ async def test_a_failure_after_the_handler_is_an_error_of_the_contract(
     assert "request_id=find-me" in caplog.text
 
 
-async def test_scores_that_are_not_finite_are_no_answer_of_the_protocol(tiny: Artifact) -> None:
+async def test_scores_that_are_not_finite_are_an_error_in_the_protocol(tiny: Artifact) -> None:
     async with started(tiny) as serving, client_of(serving) as client:
         serving.models["tiny"].batcher.run = lambda batch: np.full((len(batch), 10), np.inf, np.float32)
         for binary in (True, False):
@@ -306,8 +306,8 @@ FIELDS = ("model", "top_k", "version", "NAME")
 
 
 def odd_requests(text: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """`text` in every place of a request that is text."""
-    in_path, raw = quote(text[:2000], safe=""), text.encode("utf-8", "replace")  # httpx takes 64 kB of address
+    """Requests with `text` in every place that takes text."""
+    in_path, raw = quote(text[:2000], safe=""), text.encode("utf-8", "replace")  # httpx allows addresses of 64 kB
     for path in ("/X", "/models/X", "/v2/models/X", "/v2/models/X/infer", "/v2/models/tiny/versions/X/infer",
                  "/v2/models/tiny/X", "/models/tiny/X", "/models/X/load", "/models/X/unload", "/ui/X"):  # fmt: skip
         for method in ("GET", "POST", "DELETE"):
@@ -373,7 +373,7 @@ async def test_an_error_repeats_little_of_what_was_sent(tiny: Artifact, name: st
 
 
 @pytest.mark.parametrize("text", ["a" * 5000, "\n" * 5000, "\ud800", "\x1b[0m" * 900])
-def test_no_message_is_long_or_more_than_a_line(text: str) -> None:
+def test_every_message_is_one_short_line(text: str) -> None:
     message = str(BadRequest(text))
     assert len(message) <= errors.LONGEST and message.isprintable()
     assert len(quoted(text)) < 1000 and quoted(text).isprintable()
@@ -433,7 +433,7 @@ async def test_every_refusal_is_counted(tiny: Artifact) -> None:
         ([b"Basic look"], 401),
     ],
 )
-async def test_one_bearer_token_is_taken(tiny: Artifact, sent: list[bytes], status: int) -> None:
+async def test_only_one_bearer_token_is_accepted(tiny: Artifact, sent: list[bytes], status: int) -> None:
     statuses: list[int] = []
 
     async def send(message: Any) -> None:
@@ -452,7 +452,7 @@ async def test_one_bearer_token_is_taken(tiny: Artifact, sent: list[bytes], stat
 # Loading
 
 
-async def test_a_version_is_named_whole_and_once(tiny: Artifact, tmp_path: Path) -> None:
+async def test_a_version_must_be_named_in_full_and_once(tiny: Artifact, tmp_path: Path) -> None:
     other = save_tiny(tmp_path, classes=6)
     async with started(tiny, **ADMIN) as serving, client_of(serving) as client:
 
@@ -468,7 +468,7 @@ async def test_a_version_is_named_whole_and_once(tiny: Artifact, tmp_path: Path)
                 await refused(f"tiny/load?version={wrong}", 404, "unknown_model")
         for network in ("tin", "tiny2", version):
             await refused(f"{network}/load", 404, "unknown_model")
-        # Paths that are not ours, and names that are not a model's wherever they come from.
+        # Paths that are not ours, and names that no model has.
         for network in ("TINY", f"tiny:{version[:4]}", f"tiny:{version}", "tiny.", "..", ""):
             await refused(f"{quote(network)}/load", 404, "not_found")
             with pytest.raises(errors.UnknownModel):
@@ -529,7 +529,7 @@ def protected() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("protected")
-async def test_what_a_client_asks_for_forges_no_line(tiny: Artifact, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_request_can_forge_a_line(tiny: Artifact, caplog: pytest.LogCaptureFixture) -> None:
     def broken(*_: object) -> Any:
         raise RuntimeError(f"a defect\n{FORGED}")
 
@@ -550,5 +550,5 @@ async def test_what_a_client_asks_for_forges_no_line(tiny: Artifact, caplog: pyt
         assert "\n" not in JsonLines().format(record)
 
 
-def test_httpx_is_not_what_cleans_the_paths() -> None:
+def test_it_is_not_httpx_that_cleans_the_paths() -> None:
     assert httpx.URL(f"http://test/models/x{quote(chr(10) + FORGED)}").path == f"/models/x\n{FORGED}"

@@ -1,4 +1,4 @@
-"""The HTTP interface as ASGI, without BentoML and without a socket: the contract's answers and its errors."""
+"""The HTTP interface as ASGI, without BentoML and without a socket: its documented answers and errors."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_a_raw_body(tiny: Artifact, content_type: str | None) -> None:
     assert set(answer["predictions"][0]) == {"class_id", "synset", "label", "probability"}
 
 
-async def test_the_probabilities_are_the_engines(tiny: Artifact) -> None:
+async def test_the_probabilities_are_those_of_the_engine(tiny: Artifact) -> None:
     from models.preprocess import pixels
     from serving import runtime
 
@@ -80,7 +80,7 @@ async def test_the_probabilities_are_the_engines(tiny: Artifact) -> None:
     assert [got[i] for i in range(10)] == pytest.approx(want.tolist(), abs=1e-6)
 
 
-async def test_multipart_with_fields_and_as_bentomls_clients_write_them(tiny: Artifact) -> None:
+async def test_multipart_with_fields_and_as_bentoml_clients_write_it(tiny: Artifact) -> None:
     for fields in ({"model": "tiny", "top_k": "2"}, {"model": '"tiny"', "top_k": "2"}, {"model": "null", "top_k": "2"}):
         response = await classify(tiny, files={"image": ("a.jpg", jpeg(), "image/jpeg")}, data=fields)
         assert response.status_code == 200 and len(response.json()["predictions"]) == 2
@@ -213,7 +213,7 @@ async def test_limits_on_body_and_pixels(tiny: Artifact) -> None:
     )
 
 
-async def test_a_body_that_does_not_come_is_408(tiny: Artifact) -> None:
+async def test_a_body_that_does_not_arrive_is_408(tiny: Artifact) -> None:
     async def endless() -> AsyncIterator[bytes]:
         yield jpeg()[:100]
         await asyncio.sleep(30)
@@ -223,7 +223,7 @@ async def test_a_body_that_does_not_come_is_408(tiny: Artifact) -> None:
 
 
 @pytest.mark.parametrize("path", ["/classify", "/classify/batch", "/compare", "/models", "/models/tiny"])
-async def test_a_token_is_asked_for(tiny: Artifact, path: str) -> None:
+async def test_a_token_is_required(tiny: Artifact, path: str) -> None:
     method = "GET" if "models" in path else "POST"
     async with started(tiny, PODIUM_TOKEN="s3cret") as serving, client_of(serving) as client:
         for wrong in (
@@ -272,7 +272,7 @@ async def test_a_late_answer_is_504(tiny: Artifact) -> None:
         assert is_error(await client.post("/classify", content=jpeg()), 504, "deadline_passed")
 
 
-async def test_a_broken_engine_is_500_without_its_secrets(tiny: Artifact) -> None:
+async def test_a_broken_engine_is_500_and_tells_no_secrets(tiny: Artifact) -> None:
     async with held_engine(tiny) as (serving, client, held):
 
         def broken(_: Pixels) -> Scores:
@@ -311,13 +311,13 @@ async def test_a_client_that_hangs_up_leaves_the_queue(tiny: Artifact) -> None:
         hang_up.set()
         await gone
         await until(lambda: not batcher._ready and batcher.accepted == 1)
-        assert answered == [499, None]  # what stands between us and the server waits for it
+        assert answered == [499, None]  # what is between us and the server waits for it
         held.passage.set()
         assert (await first).status_code == 200
         assert held.sizes == [1]
 
 
-async def test_a_shutdown_waits_for_what_is_under_way(tiny: Artifact) -> None:
+async def test_a_shutdown_waits_for_requests_under_way(tiny: Artifact) -> None:
     async with held_engine(tiny) as (serving, client, held):
         under_way = post(client, jpeg())
         await held.busy()
@@ -371,7 +371,7 @@ def test_any_form_is_read_or_refused(pieces: list[bytes]) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(images=st.lists(st.binary(max_size=200).filter(lambda b: b"--B" not in b), min_size=1, max_size=4))
-def test_a_form_gives_back_the_bytes_it_was_made_of(images: list[bytes]) -> None:
+def test_a_form_returns_the_bytes_that_it_was_made_of(images: list[bytes]) -> None:
     form = Form()
     multipart(b"".join(part("image", body) for body in images) + END, b"B", form, most_images=4)
     assert form.images == images
@@ -417,7 +417,7 @@ def test_a_bad_setting_is_one_line_that_names_it(name: str, value: str) -> None:
     assert name != "TOKEN" or not value or value not in str(failure.value)
 
 
-def test_settings_come_in_seconds_and_bytes() -> None:
+def test_settings_are_converted_to_seconds_and_bytes() -> None:
     read = Settings.read({"PODIUM_MAX_BODY_MB": "2.5", "PODIUM_TIMEOUT_MS": "1500", "PODIUM_MODELS": " a, b:1 ,"})
     assert (read.max_body, read.timeout, read.models) == (2_500_000, 1.5, ("a", "b:1"))
 
@@ -433,7 +433,7 @@ def test_the_page_lists_every_setting_and_every_error() -> None:
         assert f"| {kind.status} | `{kind.code}` |" in page, kind
 
 
-async def test_the_page_shows_an_answer_of_the_contracts_form(tiny: Artifact) -> None:
+async def test_the_documentation_shows_an_answer_in_the_real_form(tiny: Artifact) -> None:
     page = (ROOT / "docs" / "serving.md").read_text("utf-8")
     shown = (
         page[page.index('    {"model"') : page.index("`weights` is")].replace("...}, ...]", "}]").replace(", ...]", "]")
@@ -444,7 +444,7 @@ async def test_the_page_shows_an_answer_of_the_contracts_form(tiny: Artifact) ->
 # Loading and unloading
 
 
-async def test_loading_is_off_without_its_own_token(tiny: Artifact) -> None:
+async def test_loading_is_off_without_an_admin_token(tiny: Artifact) -> None:
     for environment in ({}, {"PODIUM_TOKEN": "turn the key"}, {"PODIUM_ADMIN_TOKEN": "another"}):
         for action in ("load", "unload"):
             response = await ask(tiny, "POST", f"/models/tiny/{action}", environment, headers=KEY)
@@ -477,7 +477,7 @@ async def test_versions_are_swapped_while_serving_and_nothing_is_lost(tiny: Arti
         assert len(serving.workers.batchers) == 1
 
 
-async def test_what_cannot_be_loaded_leaves_what_is(tiny: Artifact, tmp_path: Path) -> None:
+async def test_a_failed_load_keeps_the_loaded_version(tiny: Artifact, tmp_path: Path) -> None:
     broken = save_tiny(tmp_path, "tiny", classes=5)
     (broken.folder / "fp32.onnx").chmod(0o644)
     (broken.folder / "fp32.onnx").write_bytes(b"not a graph")
@@ -493,7 +493,7 @@ async def test_what_cannot_be_loaded_leaves_what_is(tiny: Artifact, tmp_path: Pa
     bentoml.models.delete(broken.tag)
 
 
-async def test_a_network_is_unloaded_and_comes_back(tiny: Artifact) -> None:
+async def test_a_network_is_unloaded_and_loaded_again(tiny: Artifact) -> None:
     async with started(tiny, PODIUM_ADMIN_TOKEN="turn the key") as serving, client_of(serving) as client:
         assert (await client.post("/models/tiny/unload", headers=KEY)).json() == {"unloaded": tiny.tag}
         assert is_error(await client.post("/classify", content=jpeg()), 404, "unknown_model", "none")
@@ -507,7 +507,7 @@ async def test_a_network_is_unloaded_and_comes_back(tiny: Artifact) -> None:
 # Request ids
 
 
-async def test_every_response_carries_the_requests_id(tiny: Artifact) -> None:
+async def test_every_response_carries_the_id_of_its_request(tiny: Artifact) -> None:
     async with started(tiny) as serving, client_of(serving) as client:
         for path in ("/classify", "/livez", "/ui/", "/nowhere", "/models/none"):
             mine = await client.get(path, headers={"X-Request-ID": "trace/7:a"})

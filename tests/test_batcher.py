@@ -1,4 +1,4 @@
-"""The micro-batcher against engines that wait, fail and count. An engine here is a gate that the test opens."""
+"""The micro-batcher with engines that wait, fail and count. An engine here is a gate that the test opens."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Gate:
         return np.array([[n, 2 * n] for n in numbers], np.float32)
 
     async def busy(self) -> None:
-        """Until the engine is inside a call."""
+        """Wait until the engine is inside a call."""
         await asyncio.to_thread(self.entered.acquire)
 
 
@@ -73,7 +73,7 @@ async def ask(to: Batcher, number: int, seconds: float = 30) -> Scored:
         return await to.submit(partial(image, number), soon(seconds))
 
 
-async def test_an_idle_engine_starts_at_once_and_alone() -> None:
+async def test_an_idle_engine_starts_at_once_with_one_image() -> None:
     gate = Gate()
     async with batcher(gate) as to:
         scored = await ask(to, 7)
@@ -95,7 +95,7 @@ async def test_what_arrives_while_the_engine_is_busy_is_the_next_batch_in_order(
     assert [a.batch_size for a in answers] == [1, 4, 4, 4, 4, 2, 2]
 
 
-async def test_a_full_queue_is_429_with_retry_after_and_room_comes_back() -> None:
+async def test_a_full_queue_is_429_with_retry_after_until_there_is_room() -> None:
     gate = Gate(closed=True)
     async with batcher(gate, max_queue=3) as to:
         tasks = [asyncio.create_task(ask(to, n)) for n in range(3)]
@@ -164,14 +164,14 @@ async def test_a_failing_engine_fails_its_batch_and_no_other() -> None:
     assert [x.scores[0] for x in (good, *later) if isinstance(x, Scored)] == [0, 2, 3]
 
 
-async def test_an_engine_that_answers_for_too_few_is_an_error_not_a_mixup() -> None:
+async def test_an_engine_that_answers_too_few_images_is_an_error_and_not_a_mix_up() -> None:
     async with batcher(Gate()) as to:
         to.run = lambda batch: np.zeros((0, 2), np.float32)
         with pytest.raises(InferenceFailed):
             await ask(to, 1)
 
 
-async def test_nobody_is_left_waiting_when_the_batcher_itself_fails() -> None:
+async def test_no_request_is_left_waiting_when_the_batcher_itself_fails() -> None:
     def broken(_: float) -> None:
         raise RuntimeError("a defect of ours")
 
@@ -182,7 +182,7 @@ async def test_nobody_is_left_waiting_when_the_batcher_itself_fails() -> None:
         assert (await ask(to, 2)).scores[0] == 2
 
 
-async def test_max_delay_waits_for_a_full_batch_and_not_longer() -> None:
+async def test_max_delay_waits_for_a_full_batch_but_no_longer() -> None:
     gate = Gate()
     async with batcher(gate, max_delay=20.0) as to:
         await asyncio.wait_for(asyncio.gather(*(ask(to, n) for n in range(4))), 10)
@@ -231,7 +231,7 @@ async def test_models_take_turns() -> None:
     assert order == ["a", "b", "a", "b", "a", "a"]
 
 
-async def test_what_is_wrong_with_one_image_is_its_own_answer() -> None:
+async def test_the_fault_of_one_image_is_the_answer_to_that_image() -> None:
     def damaged() -> Pixels:
         raise DamagedImage("cut off")
 
@@ -253,7 +253,7 @@ async def test_what_is_wrong_with_one_image_is_its_own_answer() -> None:
     assert isinstance(bad, DamagedImage) and isinstance(ours, InferenceFailed)
 
 
-async def test_damaged_images_without_end_do_not_keep_a_good_one_waiting() -> None:
+async def test_an_endless_row_of_damaged_images_does_not_delay_a_good_one() -> None:
     def damaged() -> Pixels:
         raise DamagedImage("cut off")
 
@@ -296,7 +296,7 @@ async def test_under_load_batches_fill_before_the_engine_runs() -> None:
 
 
 class Slow:
-    """Images that are decoded elsewhere, and are ready once `passage` is set."""
+    """Images that are decoded in another process, and are ready once `passage` is set."""
 
     def __init__(self) -> None:
         self.entered, self.passage = threading.Semaphore(0), threading.Event()
@@ -314,7 +314,7 @@ class Slow:
             return await to.submit(partial(self.prepare, number), soon(seconds))
 
 
-async def test_costly_images_leave_the_workers_to_the_others() -> None:
+async def test_costly_images_leave_workers_for_the_others() -> None:
     slow = Slow()
     async with batcher(Gate()) as to:
         waiting = [asyncio.create_task(slow.ask(to, n)) for n in range(4)]
@@ -363,7 +363,7 @@ async def test_a_costly_image_that_is_damaged_fails_alone() -> None:
         assert (await ask(to, 1)).scores[0] == 1
 
 
-async def test_an_image_that_fails_waits_no_more() -> None:
+async def test_an_image_that_fails_no_longer_counts_as_waiting() -> None:
     def broken() -> Pixels:
         raise DamagedImage("cut off")
 
@@ -378,7 +378,7 @@ async def test_an_image_that_fails_waits_no_more() -> None:
 # --- progress ---------------------------------------------------------------------------------------------------------
 
 
-async def test_workers_have_stalled_once_an_engine_call_or_all_decoders_do_not_end() -> None:
+async def test_workers_count_as_stalled_if_an_engine_call_or_all_decoders_do_not_end() -> None:
     now = 0.0
     workers, gate, slow = Workers(2, clock=lambda: now), Gate(closed=True), Slow()
     async with batcher(gate, workers) as to:
@@ -414,7 +414,7 @@ async def test_workers_have_stalled_once_an_engine_call_or_all_decoders_do_not_e
     await asyncio.to_thread(workers.close)
 
 
-async def test_workers_that_do_not_come_back_hold_up_no_end() -> None:
+async def test_workers_that_never_return_do_not_delay_the_end() -> None:
     workers, slow = Workers(2), Slow()
     made = Batcher(Gate(), SHAPE, workers, max_batch=4, max_queue=16)
     with pytest.raises(DeadlinePassed), made.admit():
@@ -434,7 +434,7 @@ async def test_close_waits_for_an_engine_call_that_outlasts_its_requests() -> No
             await late
         assert queue.accepted == 0
         closing = asyncio.create_task(queue.close())
-        for _ in range(100):  # whatever the loop has to do, it does
+        for _ in range(100):  # let the loop do all that it can
             await asyncio.sleep(0)
         assert not closing.done(), "the engine would be closed under the call"
         gate.passage.set()

@@ -1,4 +1,4 @@
-"""Bulk: what counts as an input, how it is cut and kept, one row for each, and runs that end and go on."""
+"""Bulk: what counts as an input, how inputs are cut into parts, one row for each, and runs that end and continue."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from benchmarks.__main__ import main as measured
-from benchmarks.peers import bulk as sides
 from models.console import Failure, Usage
 from serving import bulk, inputs
 from serving.__main__ import final, main
@@ -50,7 +48,7 @@ WITHIN_S = 240.0
 
 
 def jpeg(i: int) -> bytes:
-    """A picture of a colour of its own."""
+    """A picture whose colour depends on `i`."""
     file = io.BytesIO()
     colour = tuple(int(c) for c in np.random.default_rng(i).integers(0, 256, 3))
     Image.new("RGB", (48 + i % 7, 40), colour).save(file, "JPEG")
@@ -70,7 +68,7 @@ def listed(text: str | Path, root: Path) -> list[str]:
 
 
 def elsewhere(folder: Path) -> inputs.Place:
-    """`folder` as a filesystem that is not this machine's own, as object storage is not."""
+    """`folder` as a filesystem that is not local, as object storage is not."""
     return inputs.Place(fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem()), "", "store://")
 
 
@@ -111,7 +109,7 @@ def test_another_filesystem_lists_the_same(tree: Path) -> None:
     assert sorted(there.files()) == listed(tree, tree)
 
 
-def test_a_uri_is_a_place_and_its_secret_is_not_written_down(tree: Path) -> None:
+def test_a_uri_is_a_place_and_its_secret_is_never_written(tree: Path) -> None:
     assert listed(f"file://{tree}/x/*.jpg", tree) == ["x/[e].jpg"]
     assert inputs.without_secret("s3://key:secret@bucket/a?region=eu") == "s3://bucket/a?region=eu"
     s3 = source("s3://key:secret@bucket/photos/*.jpg?region=eu-west-1&endpoint_override=127.0.0.1:9")
@@ -120,7 +118,7 @@ def test_a_uri_is_a_place_and_its_secret_is_not_written_down(tree: Path) -> None
         place("nowhere://bucket")
 
 
-def test_nothing_there_is_said(tmp_path: Path) -> None:
+def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(Usage, match="nothing at"):
         list(source(str(tmp_path / "missing")).files())
 
@@ -136,7 +134,7 @@ def table(path: Path, bodies: list[bytes | None], rows_in_group: int, **columns:
 @pytest.mark.parametrize(
     ("rows", "group", "cut"),
     [
-        (10, 4, [(0, 4), (4, 4), (8, 2)]),  # whole groups, for two of them are too many
+        (10, 4, [(0, 4), (4, 4), (8, 2)]),  # whole groups, because two of them are too many
         (10, 2, [(0, 4), (4, 4), (8, 2)]),
         (10, 10, [(0, 3), (3, 3), (6, 4)]),  # one group in equal pieces
         (7, 6, [(0, 3), (3, 3), (6, 1)]),
@@ -153,7 +151,7 @@ def test_a_parquet_file_is_cut_by_its_row_groups(
     assert found == [f"{path}#{i}" for i in range(rows)]
 
 
-def test_files_are_cut_together_and_the_list_gives_them_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_files_share_a_part_and_the_list_returns_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "PARTS_IN_A_LIST", 3)
     paths = [str(path) for path in pictures(tmp_path / "in", 17)]
     odd = os.fsdecode(b"\xff odd.jpg")
@@ -168,11 +166,11 @@ def test_files_are_cut_together_and_the_list_gives_them_back(tmp_path: Path, mon
 
 
 def test_the_list_of_many_takes_no_memory(tmp_path: Path) -> None:
-    """Whatever yields the inputs, what is held of them is one part."""
+    """Whatever yields the inputs, memory holds only one part of them."""
     import tracemalloc
 
     many = ([Entry(f"/bucket/photographs/{part:06}/{i:04}.jpg".encode()) for i in range(256)] for part in range(400))
-    inputs.write_list(iter([[Entry(b"x")]]), place(str(tmp_path / "warm")))  # what pyarrow loads once
+    inputs.write_list(iter([[Entry(b"x")]]), place(str(tmp_path / "warm")))  # so that pyarrow has loaded everything
     tracemalloc.start()
     try:
         assert inputs.write_list(many, place(str(tmp_path / "list"))) == (400, 102_400)
@@ -214,7 +212,7 @@ def test_the_columns_are_found_by_type_and_name(tmp_path: Path) -> None:
         list(inputs.parts(source(str(tmp_path / "torn.parquet")), 4, Columns()))
 
 
-def test_a_damaged_row_group_gives_its_rows_all_the_same(tmp_path: Path) -> None:
+def test_a_damaged_row_group_still_gives_its_rows(tmp_path: Path) -> None:
     path = table(tmp_path / "t.parquet", [np.random.default_rng(i).bytes(5_000) for i in range(40)], 20)
     entry = Entry(os.fsencode(str(path)), 0, 40)
     torn = bytearray(path.read_bytes())
@@ -237,7 +235,7 @@ def job(tiny: Artifact, folder: Path | str, **more: Any) -> bulk.Job:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_row_is_what_the_service_answers_and_a_bad_image_is_one_row(
+def test_a_row_equals_the_answer_of_the_service_and_a_bad_image_is_one_row(
     tiny: Artifact, tmp_path: Path, threads: int
 ) -> None:
     bodies = [jpeg(i) for i in range(40)]
@@ -324,7 +322,7 @@ def prepared(tiny: Artifact, folder: Path, out: inputs.Place, **more: Any) -> di
     return bulk.prepare(job(tiny, folder, **more), tiny, str(folder), out, lambda _: None)
 
 
-def test_a_run_is_gone_on_with_only_by_the_same_arguments(tiny: Artifact, tmp_path: Path) -> None:
+def test_a_run_continues_only_with_the_same_arguments(tiny: Artifact, tmp_path: Path) -> None:
     pictures(tmp_path / "in", 5)
     out = place(str(tmp_path / "out"))
     manifest = prepared(tiny, tmp_path / "in", out, part_size=2)
@@ -341,7 +339,7 @@ def test_a_run_is_gone_on_with_only_by_the_same_arguments(tiny: Artifact, tmp_pa
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_a_part_is_done_once_and_a_torn_one_again(
+def test_a_part_is_done_once_and_a_truncated_one_again(
     tiny: Artifact, tmp_path: Path, remote: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The work of an actor without Ray; with `remote`, into a filesystem that is not the machine's own."""
@@ -366,7 +364,7 @@ def test_a_part_is_done_once_and_a_torn_one_again(
     assert bulk.done(out) == ({0, 1, 2}, bulk.Counts(10))
     rows = pq.read_table(tmp_path / "out").column("path").to_pylist()
     assert sorted(rows) == sorted(map(str, paths))
-    broken = worker({"part": np.array([7])})  # there is no such part: the reason comes back, nothing is raised
+    broken = worker({"part": np.array([7])})  # there is no such part: the answer has the reason, nothing is raised
     assert broken["counts"] == [bulk.Counts().json()] and broken["failed"][0]
 
 
@@ -403,9 +401,9 @@ def test_a_wrong_command_is_one_line(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_cluster_that_is_not_there_is_said_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_cluster_is_reported_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pictures(tmp_path / "in", 2)
-    with socket.socket() as probe:  # bound and not listening: nobody else gets the port meanwhile
+    with socket.socket() as probe:  # bound and not listening: no other process gets the port meanwhile
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
         argv = ["bulk", str(tmp_path / "in"), "--model", "tiny", "--out", str(tmp_path / "out")]
@@ -442,8 +440,8 @@ def orphans() -> Iterator[list[psutil.Process]]:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_run_that_is_killed_goes_on_without_repeating(tmp_path: Path, orphans: list[psutil.Process]) -> None:
-    """The driver is killed outright; the same command goes on and touches no finished part."""
+def test_a_killed_run_continues_without_repeating(tmp_path: Path, orphans: list[psutil.Process]) -> None:
+    """The driver is killed; the same command then continues and does not touch a finished part."""
     paths = [path for copy in range(6) for path in pictures(tmp_path / "in" / str(copy), 100)]
     paths[5].write_bytes(b"not an image")
     out = tmp_path / "out"
@@ -459,13 +457,13 @@ def test_a_run_that_is_killed_goes_on_without_repeating(tmp_path: Path, orphans:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert workers
-    while any(map(alive, workers)):  # the Ray it had started goes with it
+    while any(map(alive, workers)):  # the Ray that it had started ends with it
         assert time.monotonic() < deadline
         time.sleep(0.05)
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
     assert 0 < len(before) < 300 and not (out / bulk.SUMMARY).exists()
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=WITHIN_S, check=False)
-    assert (done.returncode, done.stderr) == (0, "")  # and no progress where there is no terminal
+    assert (done.returncode, done.stderr) == (0, "")  # and no progress bar without a terminal
     assert "errors: 1 unsupported_image" in done.stdout and done.stdout.count("\n") == 1
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
     assert len(after) == 300 and {name: after[name] for name in before} == before
@@ -482,7 +480,7 @@ def test_a_run_that_is_killed_goes_on_without_repeating(tmp_path: Path, orphans:
 def test_ctrl_c_keeps_what_was_finished(tmp_path: Path) -> None:
     for copy in range(6):
         pictures(tmp_path / "in" / str(copy), 100)
-    # A shell that runs the tests in the background has them ignore Ctrl-C, and what they start with them.
+    # A shell that runs the tests in the background makes them, and what they start, ignore Ctrl-C.
     heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     process = subprocess.Popen(
         [sys.executable, "-c", heed, *command(tmp_path / "in", tmp_path / "out", "--part-size", "1")],
@@ -500,7 +498,7 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
-def test_a_node_is_lost_and_no_row_is() -> None:
+def test_no_row_is_lost_with_a_node() -> None:
     """`PODIUM_LOST_NODE_IMAGES` sets how many; the script checks every row."""
     count = int(os.environ.get("PODIUM_LOST_NODE_IMAGES", "3000"))
     script = [sys.executable, "examples/bulk_with_a_lost_node.py", "--model", "tiny", "--images", str(count)]
@@ -513,7 +511,7 @@ def test_a_node_is_lost_and_no_row_is() -> None:
     assert f"{count:,} rows, each of {count:,} images once" in done.stdout
 
 
-# Found by every Python that is started with its folder on PYTHONPATH, Ray's actors too. Nothing can be caught of it.
+# Every Python with its folder on PYTHONPATH runs it, also the actors of Ray. It ends the process without an exception.
 KILLER = """
 import os
 from PIL import ImageFile
@@ -524,8 +522,8 @@ ImageFile.ImageFile.load = lambda image: os._exit(1) if image.size == (13, 13) e
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
-def test_an_image_that_kills_its_process_fails_its_part_alone(tmp_path: Path) -> None:
-    """Decoding one of 40 ends the process, every time: nine parts are done, and the tenth once it no longer does."""
+def test_an_image_that_kills_its_process_fails_only_its_part(tmp_path: Path) -> None:
+    """Decoding one of 40 images always ends the process: nine parts are done, and the tenth once decoding is mended."""
     paths = pictures(tmp_path / "in", 40)
     Image.new("RGB", (13, 13)).save(paths[21], "JPEG")
     (tmp_path / "killer").mkdir()
@@ -553,64 +551,3 @@ def test_an_image_that_kills_its_process_fails_its_part_alone(tmp_path: Path) ->
     after = named()
     assert {name: after[name] for name in before} == before
     assert sorted(chain(*after.values())) == sorted(map(str, paths))
-
-
-# --- how fast ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_steady_rate_is_that_of_the_parts(tmp_path: Path) -> None:
-    """Two actors that need five seconds for a part of 100 give 40 a second, whatever came before the first part."""
-    (tmp_path / bulk.MANIFEST).write_text('{"part_size": 100}')
-    for part in range(9):
-        file = tmp_path / bulk.part_name(part)
-        file.touch()
-        os.utime(file, (0, 1_000 + 5 * (part // 2) + 0.1 * (part % 2)))
-    rate, seconds = sides.steady(tmp_path, 900)
-    assert rate == pytest.approx(40, rel=0.05) and seconds == pytest.approx(20)
-    assert sides.steady(tmp_path, 801)[0] < rate  # the last part had one image alone
-    for part in range(2, 9):
-        (tmp_path / bulk.part_name(part)).unlink()
-    with pytest.raises(Failure, match="200 images are 2 parts, too few"):
-        sides.steady(tmp_path, 200)
-
-
-def test_ways_are_measured_in_turn_and_told_against_the_faster_limit(
-    tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked: list[str] = []
-
-    def limit(artifact: Artifact, choice: Any, threads: int, *_: Any) -> dict[str, Any]:
-        asked.append(f"limit {threads}")
-        return {"rate": 100.0 * threads, "threads": threads}
-
-    def bulk_run(artifact: Artifact, choice: Any, source: Path, out: Path, count: int) -> dict[str, Any]:
-        asked.append("bulk")
-        assert len(list(source.rglob("*.jpg"))) == count == 7
-        turn = asked.count("bulk")
-        return {way: {"rate": 90.0 + turn} for way in (sides.STEADY, sides.SUMMARY, sides.WHOLE)}
-
-    def over_http(*_: Any) -> dict[str, Any]:
-        asked.append("http")
-        return {sides.CLIENTS: {"rate": 80.0}, sides.LOOP: {"rate": 46.0}}
-
-    monkeypatch.setattr(sides, "limit", limit)
-    monkeypatch.setattr(sides, "bulk", bulk_run)
-    monkeypatch.setattr(sides, "over_http", over_http)
-    monkeypatch.setattr(sides, "cores", lambda: 2)
-    path = tmp_path / "bulk.json"
-    assert measured(["bulk", tiny.tag, "--count", "7", "--out", str(path)]) == 0
-    assert asked == ["limit 1", "bulk", "limit 2", "http"] * 3
-    rows = {row["way"]: row for row in json.loads(path.read_text("utf-8"))["rows"]}
-    assert rows[sides.LIMIT]["rate"] == 200 and len(rows[sides.LIMIT]["rounds"][0]["tried"]) == 2
-    assert (rows[sides.STEADY]["rate"], rows[sides.STEADY]["of_limit"], rows[sides.STEADY]["of_loop"]) == (92, 0.46, 2)
-    assert "91.0 to 93.0" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_bulk_beside_its_limit_and_http(tiny: Artifact, tmp_path: Path) -> None:
-    path = tmp_path / "bulk.json"
-    arguments = ["--engine", "onnxruntime", "--rounds", "1", "--seconds", "0.2", "--count", "600", "--out", str(path)]
-    assert measured(["bulk", tiny.tag, *arguments]) == 0
-    rows = {row["way"]: row for row in json.loads(path.read_text("utf-8"))["rows"]}
-    assert len(rows) == 6 and all(row["rate"] > 0 and len(row["rounds"]) == 1 for row in rows.values())
-    assert rows[sides.WHOLE]["rate"] < rows[sides.SUMMARY]["rate"]

@@ -1,6 +1,6 @@
-"""A connection over a socket: what is too slow or too large, what only looks so, and what is refused as ambiguous.
+"""A connection over a socket: what is too slow or too large, what only seems so, and what is refused as ambiguous.
 
-tests/test_connection_states.py has what must hold at every step, without a socket.
+tests/test_connection_states.py checks what must hold at every step, without a socket.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ on_both_loops = pytest.mark.parametrize(
     "anyio_backend", [("asyncio", {"use_uvloop": uvloop}) for uvloop in (False, True)], ids=["asyncio", "uvloop"]
 )
 
-HASTY = 0.2  # seconds that our connections wait
+HASTY = 0.2  # seconds that the connections of these tests wait
 
 
 gone: list[str] = []
@@ -52,8 +52,8 @@ gone: list[str] = []
 async def echo(
     scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
 ) -> None:
-    """Answers with the number of bytes it was sent; /slow after twice the time that a head may take, /refused at once,
-    /watched when the client hangs up, and then to nobody.
+    """Answers with the number of bytes it got; /slow after twice the time that a head may take, /refused at once,
+    /watched when the client hangs up, so that nobody reads it.
     """
     size, more = 0, scope["path"] != "/refused"
     while more:
@@ -99,8 +99,8 @@ async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.Strea
 
 
 async def talk(*pieces: bytes, pause: float = 0.0, half: bool = False) -> bytes:
-    """What comes back for `pieces`, sent with pauses, until the connection is closed; with `half` the client ends its
-    sending behind them.
+    """What comes back for `pieces`, sent with pauses, until the connection is closed. With `half` the client closes
+    its sending side after them.
     """
     async with connected() as (reader, writer):
         for piece in pieces:
@@ -112,7 +112,7 @@ async def talk(*pieces: bytes, pause: float = 0.0, half: bool = False) -> bytes:
 
 
 def refusal(answer: bytes) -> tuple[bytes, str]:
-    """The status line of the last response, and its error's code."""
+    """The status line of the last response, and the code of its error."""
     head, _, body = answer.rpartition(b"\r\n\r\n")
     assert b"connection: close" in head
     return head.rpartition(b"HTTP/1.1 ")[2].splitlines()[0], json.loads(body)["error"]["code"]
@@ -128,7 +128,7 @@ async def test_a_second_head_that_does_not_end_is_408() -> None:
     assert answer.startswith(b"HTTP/1.1 200") and refusal(answer)[1] == "request_timeout"
 
 
-async def test_a_connection_that_asks_nothing_is_closed() -> None:
+async def test_a_connection_without_a_request_is_closed() -> None:
     assert await talk() == b""
 
 
@@ -138,7 +138,7 @@ async def test_a_head_that_is_too_large_is_431(piece: bytes) -> None:
     assert refusal(answer) == (b"431 Request Header Fields Too Large", "head_too_large")
 
 
-async def test_what_is_no_http_is_400() -> None:
+async def test_what_is_not_http_is_400() -> None:
     assert refusal(await talk(b"\x16\x03\x01 is how TLS begins\r\n\r\n")) == (b"400 Bad Request", "bad_request")
 
 
@@ -149,27 +149,27 @@ async def test_a_large_body_behind_a_head_in_pieces_is_read() -> None:
     assert answer.count(b"200 OK") == 2 and b"\r\n\r\n%d" % size in answer
 
 
-async def test_a_slow_body_and_a_slow_answer_are_not_the_heads() -> None:
+async def test_a_slow_body_or_answer_does_not_count_as_a_slow_head() -> None:
     answer = await talk(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n", *[b"a"] * 4, pause=HASTY / 2)
     assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"\r\n\r\n4")
-    # The head after it waits for that answer, and its own time begins only then.
+    # The next head waits for that answer, and its own time begins only then.
     answer = await talk(
         b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n", b"\r\n", pause=1.5 * HASTY
     )
     assert answer.count(b"200 OK") == 2
 
 
-def test_the_service_uses_it(server: Server) -> None:
+def test_the_service_uses_these_connections(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
         connection.sendall(b"nonsense\r\n\r\n")
         answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
     assert refusal(answer) == (b"400 Bad Request", "bad_request")
-    assert "Invalid HTTP" not in server.log.read_text()  # a line for each would be anybody's to fill the log
+    assert "Invalid HTTP" not in server.log.read_text()  # with a line for each, any client could flood the log
 
 
 @on_both_loops
 @pytest.mark.parametrize("path", [b"/", b"/slow"])
-async def test_a_client_that_has_ended_its_sending_gets_its_answer(path: bytes) -> None:
+async def test_a_client_that_has_closed_its_sending_side_gets_its_answer(path: bytes) -> None:
     posted = b"POST " + path + b" " + HEAD + b"Content-Length: 4\r\n\r\nabcd"
     answer = await talk(posted, half=True)
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n") and answer.endswith(b"\r\n\r\n4")
@@ -192,7 +192,7 @@ async def test_a_client_that_has_hung_up_is_noticed_without_an_answer() -> None:
     ids=["many fields", "one"],
 )
 @pytest.mark.parametrize("begin", [b"0\r\nX-Trailer: ", b"1;name=", b"0"], ids=["trailers", "extension", "size"])
-async def test_what_surrounds_a_chunked_body_is_bounded_as_a_head_is(begin: bytes, piece: bytes) -> None:
+async def test_trailers_and_chunk_extensions_are_bounded_as_a_head_is(begin: bytes, piece: bytes) -> None:
     if begin != b"0\r\nX-Trailer: ":
         piece = piece.replace(b"\r\n", b"").replace(b"X-Trailer: ", b"")
     if begin == b"0":
@@ -201,13 +201,13 @@ async def test_what_surrounds_a_chunked_body_is_bounded_as_a_head_is(begin: byte
     assert refusal(answer) == (b"431 Request Header Fields Too Large", "head_too_large")
 
 
-async def test_small_trailers_and_extensions_are_taken_and_nobody_sees_them() -> None:
+async def test_small_trailers_and_extensions_are_accepted_and_dropped() -> None:
     answer = await talk(CHUNKED + b"4;a=b\r\nabcd\r\n0\r\nHost: b\r\n\r\n" + GET)
     assert answer.count(b"200 OK") == 2 and b"\r\n\r\n4HTTP" in answer and answer.endswith(b"\r\n\r\n0")
 
 
 @pytest.mark.parametrize("protocol", [b"websocket", b"h2c", b"TLS/1.0, h2c"])
-async def test_an_upgrade_is_answered_as_if_it_were_not_asked_for(protocol: bytes) -> None:
+async def test_a_request_to_upgrade_is_answered_as_if_it_did_not_ask(protocol: bytes) -> None:
     fields = HEAD + b"Connection: Upgrade\r\nUpgrade: " + protocol + b"\r\n"
     body = b"ab\r\n\r\nGET"
     length = b"POST / " + fields + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
@@ -257,7 +257,7 @@ AMBIGUOUS = {
     "a chunk's size with a prefix": CHUNKED + b"0x4\r\nabcd\r\n0\r\n\r\n",
     "a chunk's size of 17 digits": CHUNKED + b"10000000000000004\r\nabcd\r\n0\r\n\r\n",
     "a negative chunk": CHUNKED + b"-4\r\nabcd\r\n0\r\n\r\n",
-    "a bare LF behind a chunk's size": CHUNKED + b"4\nabcd\r\n0\r\n\r\n",
+    "a bare LF after the size of a chunk": CHUNKED + b"4\nabcd\r\n0\r\n\r\n",
     "a bare LF behind an extension": CHUNKED + b"4;a\nabcd\r\n0\r\n\r\n",
     "a bare LF behind a chunk": CHUNKED + b"4\r\nabcd\n0\r\n\r\n",
     "more than a chunk's size": CHUNKED + b"4\r\nabcde\r\n0\r\n\r\n",
@@ -266,16 +266,16 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
-async def test_what_is_ambiguous_is_400_and_nothing_behind_it_is_a_request(name: str) -> None:
+async def test_an_ambiguous_request_is_400_and_nothing_after_it_is_read(name: str) -> None:
     answer = await talk(AMBIGUOUS[name] + GET)
     assert refusal(answer) == (b"400 Bad Request", "bad_request") and answer.count(b"HTTP/1.1 ") == 1
 
 
-async def test_a_request_that_is_answered_before_it_was_told_to_go_on_is_not_told() -> None:
+async def test_no_100_continue_is_sent_after_the_answer() -> None:
     expecting = HEAD + b"Expect: 100-continue\r\nContent-Length: 4\r\n\r\n"
     answer = await talk(b"POST /refused " + expecting)
     assert b"100 Continue" not in answer and b"connection: close" in answer
-    answer = await talk(b"POST / " + expecting, b"abcd", GET, pause=0.05)  # told once, and the connection is kept
+    answer = await talk(b"POST / " + expecting, b"abcd", GET, pause=0.05)  # "100 Continue" comes once
     assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
     assert (answer.count(b"100 Continue"), answer.count(b"200 OK")) == (1, 2)
     answer = await talk(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n", b"abcd", pause=0.05)
@@ -292,7 +292,7 @@ def test_the_service_refuses_too_long_a_body_before_it_is_sent(server: Server) -
     assert (status[:3], code) == (b"413", "too_large") and b"100 Continue" not in answer
 
 
-async def test_more_connections_than_there_may_be_are_answered_and_logged_once(
+async def test_connections_above_the_limit_are_answered_and_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.ERROR)
@@ -312,10 +312,10 @@ async def test_more_connections_than_there_may_be_are_answered_and_logged_once(
     ]
 
 
-async def test_a_connection_between_two_requests_makes_room_for_a_new_one() -> None:
+async def test_an_idle_connection_is_closed_to_make_room_for_a_new_one() -> None:
     async with listening(Bounds(HASTY, most=3)) as (server, state):
         many = []
-        for _ in range(5):  # two more than there may be, and each is kept
+        for _ in range(5):  # two more than the limit, and each is kept open
             reader, writer = await connect(server)
             writer.write(GET)
             assert await asyncio.wait_for(reader.readuntil(b"\r\n"), PATIENCE) == b"HTTP/1.1 200 OK\r\n"
@@ -330,7 +330,7 @@ async def test_a_connection_between_two_requests_makes_room_for_a_new_one() -> N
 
 @contextmanager
 def open_files(most: int) -> Iterator[None]:
-    """A limit on open files, for the processes that are started under it."""
+    """A limit on open files for this process and those that it starts."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     try:
@@ -340,7 +340,7 @@ def open_files(most: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("files", "connections"), [(1024, 896), (200, 100)])
-def test_there_may_be_as_many_connections_as_there_are_files_for(files: int, connections: int) -> None:
+def test_the_limit_on_connections_follows_the_limit_on_files(files: int, connections: int) -> None:
     with open_files(files):
         assert Settings.read({}).max_connections == connections
         assert Settings.read({"PODIUM_MAX_CONNECTIONS": "9"}).max_connections == 9
@@ -348,15 +348,13 @@ def test_there_may_be_as_many_connections_as_there_are_files_for(files: int, con
             Settings.read({"PODIUM_MAX_CONNECTIONS": str(connections + 1)})
 
 
-def test_the_service_at_its_limit_of_files_says_so_once_and_serves_when_there_is_room(
-    tiny: Artifact, tmp_path: Path
-) -> None:
+def test_a_service_out_of_files_says_so_once_and_serves_when_there_is_room(tiny: Artifact, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with ExitStack() as stack:
         with open_files(256):
             running = stack.enter_context(serve(log, PODIUM_MODELS=tiny.tag, PODIUM_TIMEOUT_MS="60000"))
         crowd = [socket.create_connection(("127.0.0.1", running.port), LONG) for _ in range(300)]
-        first = crowd[128].recv(12)  # has an answer, without having asked
+        first = crowd[128].recv(12)  # gets an answer without a request
         for connection in crowd:
             connection.close()
         assert first == b"HTTP/1.1 503"
@@ -365,7 +363,7 @@ def test_the_service_at_its_limit_of_files_says_so_once_and_serves_when_there_is
     assert log.read_text().count("the most there may be") == 1, log.read_text()
 
 
-def test_a_client_that_does_not_read_does_not_keep_the_service_from_its_end(tiny: Artifact, tmp_path: Path) -> None:
+def test_a_client_that_does_not_read_does_not_delay_the_shutdown(tiny: Artifact, tmp_path: Path) -> None:
     with serve(tmp_path / "log", PODIUM_MODELS=tiny.tag, PODIUM_TIMEOUT_MS="60000") as running:
         slow = socket.socket()
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -373,8 +371,8 @@ def test_a_client_that_does_not_read_does_not_keep_the_service_from_its_end(tiny
         with closing(slow):
             slow.connect(("127.0.0.1", running.port))
             slow.settimeout(0.5)
-            with pytest.raises(TimeoutError):  # until the service reads no more, because an answer is not read
+            with pytest.raises(TimeoutError):  # until the service stops reading because its answer is not read
                 while True:
                     slow.send((b"GET /docs.json " + HEAD + b"\r\n") * 1000)
             running.process.send_signal(signal.SIGTERM)
-            running.process.wait(LONG / 2)  # of the minute that a request may take
+            running.process.wait(LONG / 2)  # out of the minute that a request may take

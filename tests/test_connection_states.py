@@ -1,4 +1,4 @@
-"""What must hold of a connection after every step, whatever a client does: bounds, a timer, an end at shutdown.
+"""What must hold for a connection after every step, whatever a client does: bounds, a timer, an end at shutdown.
 
 A client sends pieces, reads little, ends its side, hangs up or does nothing, drawn from a seed; see
 tests/fakes/clockwork.py.
@@ -83,7 +83,7 @@ def test_every_step_of_any_client_keeps_the_bounds(seed: int) -> None:
                 case _:
                     await settle(2)
             wire.check()
-        if stopping:  # whatever the client does, it is over within the time that a request has and a little
+        if stopping:  # whatever the client does, the connection ends soon after the time that a request has
             await asyncio.sleep(max(0.0, stopped + TIMEOUT + GRACE + 0.1 - loop.time()))
             assert wire.lost
         await asyncio.sleep(FOREVER)  # the client does nothing more
@@ -93,13 +93,13 @@ def test_every_step_of_any_client_keeps_the_bounds(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_good_requests_are_all_answered_in_order_in_whatever_pieces_they_come(seed: int) -> None:
+def test_good_requests_are_all_answered_in_order_however_they_are_cut(seed: int) -> None:
     chance = random.Random(seed)
 
     async def script(loop: Loop) -> None:
         wire = Wire(loop, app)
         requests = [request(chance, i) for i in range(6)]
-        # A request that is answered before its body, or before it was told to go on, may end the connection.
+        # A request that is answered before its body has arrived, or before "100 Continue", may end the connection.
         requests = [one for one in requests if b" /early" not in one]
         for piece in pieces(chance, b"".join(requests)):
             while not wire.send(piece):
@@ -113,7 +113,7 @@ def test_good_requests_are_all_answered_in_order_in_whatever_pieces_they_come(se
         await asyncio.sleep(0.1 + sum(TIMEOUT / 2 for one in requests if b" /slow" in one))
         names = [one.split(b" ")[1].rpartition(b"/")[2] for one in requests]
         assert answers(bytes(wire.came)) == names
-        assert not half or wire.lost  # with the last answer, not by a timer
+        assert not half or wire.lost  # because of the last answer, not of a timer
 
     run(script)
 
@@ -122,7 +122,7 @@ GET = b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 def after(*steps: Callable[[Wire], object], seconds: float, room: int = 1 << 30) -> Wire:
-    """The wire after these steps, each one settled, and so many seconds in which the client does nothing."""
+    """The wire after these steps, each one settled, and after `seconds` in which the client does nothing."""
     wires = []
 
     async def script(loop: Loop) -> None:
@@ -147,12 +147,12 @@ def shutting_down(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("byte", [b"G", b"\r", b"\n", b"\0"])
-def test_a_byte_behind_an_answer_does_not_keep_the_connection(byte: bytes) -> None:
+def test_a_byte_after_an_answer_does_not_keep_the_connection_open(byte: bytes) -> None:
     wire = after(sending(GET % b"fast"), sending(byte), seconds=TIMEOUT + LINGER_S + 0.1)
     assert wire.lost and answers(wire.came) == [b"fast"]
 
 
-def test_requests_sent_ahead_wait_for_the_answer_before_them_to_be_read() -> None:
+def test_pipelined_requests_wait_until_the_previous_answer_is_read() -> None:
     many = GET % b"fast" * 20_000  # some 800 kB
     ahead = [sending(many[at : at + PIECE]) for at in range(0, len(many), PIECE)]
     wire = after(sending(GET % b"large"), *ahead, seconds=TIMEOUT / 2, room=1000)
@@ -161,7 +161,7 @@ def test_requests_sent_ahead_wait_for_the_answer_before_them_to_be_read() -> Non
     assert wire.lost and wire.state.total_requests == 1
 
 
-def test_trailers_and_what_surrounds_chunks_are_not_held() -> None:
+def test_trailers_and_chunk_extensions_are_not_kept_in_memory() -> None:
     head = b"POST /fast HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
     fields = b"X-Trailer: 1\r\n" * (PIECE // 14)
     wire = after(sending(head + fields), sending(fields), seconds=0)
@@ -174,7 +174,7 @@ def test_idle_connections_are_closed_at_once_by_a_shutdown() -> None:
     assert after(sending(b"GET"), shutting_down, seconds=0).lost
 
 
-def test_what_is_under_way_at_a_shutdown_is_answered_and_what_is_behind_it_is_not() -> None:
+def test_a_shutdown_answers_the_current_request_and_not_those_behind_it() -> None:
     wire = after(sending(GET % b"slow" + GET % b"fast"), shutting_down, seconds=TIMEOUT / 2 + 0.1)
     assert wire.lost and answers(wire.came) == [b"slow"] and b"connection: close" in wire.came
 
@@ -184,7 +184,7 @@ def test_an_answer_that_is_not_read_ends_with_a_shutdown() -> None:
     assert wire.lost and wire.unread
 
 
-def test_an_answer_that_is_read_slowly_has_a_time_and_no_more() -> None:
+def test_an_answer_that_is_read_slowly_has_a_limit_of_time() -> None:
     def one_byte_a_second(wire: Wire) -> None:
         for second in range(int(TIMEOUT)):
             wire.loop.call_later(second, lambda: None if wire.lost else wire.read(1))
@@ -193,7 +193,7 @@ def test_an_answer_that_is_read_slowly_has_a_time_and_no_more() -> None:
     assert after(sending(GET % b"large"), one_byte_a_second, seconds=TIMEOUT + 0.1, room=1000).lost
 
 
-def test_a_connection_that_is_kept_costs_no_timer_for_each_request() -> None:
+def test_a_kept_connection_needs_no_timer_for_each_request() -> None:
     armed = 0
 
     async def script(loop: Loop) -> None:

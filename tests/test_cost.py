@@ -1,7 +1,7 @@
-"""What a request may cost before its image is decoded: processor time of the event loop, for bodies made to be costly.
+"""What a request may cost before its image is decoded: processor time of the event loop, for bodies built to be costly.
 
-The bound is what every other request waits for. It is `BOUND` on the slowest machine there may be, and a tenth of it is
-usual; what it is to find costs seconds.
+The bound is what every other request waits for. It is `BOUND` on the slowest machine we expect, and usually a
+tenth of it; the defects that it must find cost seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.fakes.pictures import jpeg
 pytestmark = pytest.mark.usefixtures("frozen")  # as in the service
 
 SIZE = 19_900_000  # of PODIUM_MAX_BODY_MB=20
-BOUND = 0.25  # seconds of one processor; 0.05 is what is aimed at
+BOUND = 0.25  # seconds of one processor; the aim is 0.05
 FORM = b"multipart/form-data; boundary=B"
 HEAD = b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[1,32,32,3],'
 
@@ -52,7 +52,7 @@ def forms() -> Iterator[tuple[str, bytes]]:
         "options": b";a=",
         "lines": b"\r\nA:",
     }.items():
-        # Every head another, so that none is remembered.
+        # Every head is different, so that a cache does not help.
         parts = [
             filled(b"--B\r\nContent-Disposition: form-data; n%d" % i, parameter, b'; name="image"\r\n\r\nx\r\n', 7900)
             for i in range(90)
@@ -98,7 +98,7 @@ def requests() -> Iterator[tuple[str, str, list[tuple[bytes, bytes]], bytes]]:
 
 
 async def cost(api: Api, path: str, headers: list[tuple[bytes, bytes]], body: bytes) -> tuple[int, float]:
-    """The status of one request, and the processor time of the event loop's thread."""
+    """The status of one request, and the processor time that the thread of the event loop took."""
     statuses: list[int] = []
     sent = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -133,7 +133,7 @@ async def test_no_body_keeps_the_event_loop_busy(tiny: Artifact) -> None:
 
 
 def test_data_is_read_in_pieces_that_leave_time_for_others() -> None:
-    """Off the loop a piece holds the interpreter too. So the longest call into the JSON reader is bounded."""
+    """A call outside the loop holds the interpreter too, so the longest call into the JSON reader is bounded."""
     longest, reader = 0, json.loads
 
     def measured(text: Any, **named: Any) -> Any:
@@ -152,7 +152,7 @@ def test_data_is_read_in_pieces_that_leave_time_for_others() -> None:
 
 
 @pytest.mark.parametrize("piece", [b"[],", b"1,", b'{"a":1},', b'"\\u0041",', b"1.5,", b"[", b'{"a":'])
-def test_what_stands_beside_the_data_is_short(piece: bytes) -> None:
+def test_a_document_is_short_except_for_its_data(piece: bytes) -> None:
     body = HEAD + b'"data":[' + b",".join([b"1"] * 3072) + b'],"a":['
     with pytest.raises(BadRequest, match="beside the data"):
         oip.read(filled(body, piece, b"1]}]}", 1_000_000), b"")

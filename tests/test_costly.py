@@ -1,4 +1,4 @@
-"""Images made to cost as much as they can, against what they may cost: processor seconds and bytes, by the kernel."""
+"""Images built to cost as much as possible, and their limits: processor seconds and bytes, measured by the kernel."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from serving.sandbox import Sandbox
 from tests.conftest import SHARED
 from tests.fakes.pictures import encoded, photograph
 
-# As `serving.images` sets it for a running server; pytest sets its own.
+# As `serving.images` sets it in a running server; pytest sets its own.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 SIDE = 1500
@@ -71,7 +71,7 @@ def killed_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak memory")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak memory of a process")
 @pytest.mark.parametrize("costly", CORPUS, ids=[costly.name for costly in CORPUS])
 def test_no_image_costs_more_than_it_may(one: Sandbox, costly: Costly) -> None:
     body = costly.make()
@@ -101,15 +101,15 @@ def test_no_image_costs_more_than_it_may(one: Sandbox, costly: Costly) -> None:
     grown, seconds = peak(process) - held, sum(process.cpu_times()[:2]) - used
     assert seconds < LIMITS.seconds + 0.5
     assert grown < LIMITS.memory + BODY_COPIES * len(body)
-    if ordinary:  # nothing else bounds these
+    if ordinary:  # nothing else limits these
         assert seconds < 3 * head.seconds + 0.2
         assert grown < head.memory + BODY_COPIES * len(body) + ASIDE_BYTES
     elif head.width:
-        # The formula of the docs.
+        # The formula in the docs.
         assert grown < decoding.memory(head, RECIPE) + BODY_COPIES * len(body) + ASIDE_BYTES
 
 
-def test_the_corpus_is_the_same_every_time_and_meets_every_fate() -> None:
+def test_the_corpus_is_always_the_same_and_has_every_outcome() -> None:
     quick = [costly for costly in CORPUS if costly.name.startswith("JPEG")][-4:]
     assert all(costly.make() == again.make() for costly, again in zip(quick, quick, strict=True))
     assert {costly.format for costly in CORPUS} == set(heads.READERS)
@@ -134,7 +134,7 @@ SMALL = saved(noise(32), "JPEG")
     ],
     ids=["scans", "run lengths", "EXIF", "comments", "tile"],
 )
-def test_what_no_budget_could_pay_is_refused_by_its_head(body: bytes, says: str) -> None:
+def test_an_image_beyond_every_budget_is_refused_by_its_head(body: bytes, says: str) -> None:
     began = time.thread_time()
     with pytest.raises(TooLarge, match=says):
         check(body, RECIPE, BIG)
@@ -177,23 +177,23 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize("name", ORDINARY)
-def test_what_encoders_write_is_decoded_where_it_is_asked_for(name: str) -> None:
+def test_what_encoders_write_is_decoded_in_this_process(name: str) -> None:
     assert check(ORDINARY[name], RECIPE, BIG)[1]
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_what_is_unusual_or_large_is_decoded_elsewhere(name: str) -> None:
+def test_unusual_and_large_images_are_decoded_in_another_process(name: str) -> None:
     assert not check(UNUSUAL[name], RECIPE, BIG)[1]
 
 
-def test_a_small_budget_sends_elsewhere_what_might_exceed_it() -> None:
+def test_an_image_that_might_exceed_a_small_budget_is_decoded_in_another_process() -> None:
     body = saved(flat(2000), "JPEG")
     assert check(body, RECIPE, BIG)[1]
     assert not check(body, RECIPE, Limits(BIG.pixels, 0.08))[1]
 
 
 @pytest.mark.parametrize("name", [*ORDINARY, *UNUSUAL])
-def test_a_head_says_the_size_that_pillow_finds(name: str) -> None:
+def test_a_head_has_the_size_that_pillow_reads(name: str) -> None:
     body = (ORDINARY | UNUSUAL)[name]
     head = heads.read(image_format(body), body)
     if head.width:
@@ -216,7 +216,7 @@ def test_any_bytes_behind_a_signature_have_a_head(name: str) -> None:
         assert head.width >= 0 and head.memory >= 0
 
 
-def test_every_photograph_is_decoded_here() -> None:
+def test_every_photograph_is_decoded_in_this_process() -> None:
     folder = SHARED / "images"
     if not folder.is_dir():
         pytest.skip(f"no photographs at {SHARED}")
@@ -226,12 +226,12 @@ def test_every_photograph_is_decoded_here() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I", "F", "I;16", "RGB"])
 @pytest.mark.parametrize("target", ["RGB", "L"])
-def test_strips_change_no_bit(monkeypatch: pytest.MonkeyPatch, mode: str, target: str) -> None:
+def test_strips_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch, mode: str, target: str) -> None:
     random = np.random.default_rng(1)
     if mode in DEEP:
         kind = {"I": np.int32, "F": np.float32, "I;16": np.uint16}[mode]
         values = random.integers(0, 60_000, (70, 50)).astype(kind)
-        values[:40] %= 200  # strips that look like 8 bits alone
+        values[:40] %= 200  # strips that look as if they had 8 bits
         image = Image.fromarray(values)
     else:
         image = Image.fromarray(random.integers(0, 256, (70, 50, 4), np.uint8), "RGBA")
@@ -244,7 +244,7 @@ def test_strips_change_no_bit(monkeypatch: pytest.MonkeyPatch, mode: str, target
         assert np.array_equal(np.asarray(opaque(image, target)), np.asarray(flatten(image, target)))
 
 
-def test_looking_at_a_head_takes_microseconds() -> None:
+def test_reading_a_head_takes_microseconds() -> None:
     body = ORDINARY["a JPEG of a telephone"]
     began = time.thread_time()
     for _ in range(1000):

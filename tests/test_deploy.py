@@ -1,7 +1,7 @@
-"""What `deploy/` holds: the overlays as Kubernetes would take them, and every name in it against what the code has.
+"""The files of `deploy/`: the overlays are valid for Kubernetes, and every name in them exists in the code.
 
-The schemas are Kubernetes' own, as `kubernetes-validate` carries them. They know types and fields; that a selector
-finds its pods, that a path exists or that a metric is ours they cannot know, and that is checked here beside them.
+The schemas are Kubernetes' own, as `kubernetes-validate` carries them. They know types and fields. They cannot
+know whether a selector finds its pods, a path exists or a metric is ours; other tests here check that.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Manifest = dict[str, Any]
 
 
 def kustomize() -> str | None:
-    """Why the overlays cannot be built here; None where they can. kubectl before 1.21 carries a kustomize too old."""
+    """Why the overlays cannot be built here, None if they can. The kustomize in kubectl before 1.21 is too old."""
     if reason := missing("kubectl", "kubernetes-client"):
         return reason
     version = json.loads(subprocess.check_output(["kubectl", "version", "--client", "--output=json"]))
@@ -61,7 +61,7 @@ def overlay(request: pytest.FixtureRequest) -> list[Manifest]:
     command = ["kubectl", "kustomize", str(DEPLOY / "overlays" / request.param)]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    assert built.stderr == ""  # deprecations are told there
+    assert built.stderr == ""  # deprecations are printed there
     return list(yaml.safe_load_all(built.stdout))
 
 
@@ -82,7 +82,7 @@ def variables(manifests: list[Manifest]) -> dict[str, Manifest]:
 
 @needs_kubectl
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_every_manifest_is_what_kubernetes_schemas_allow(overlay: list[Manifest], version: str) -> None:
+def test_every_manifest_is_valid_by_the_schemas_of_kubernetes(overlay: list[Manifest], version: str) -> None:
     kinds = {m["kind"] for m in overlay}
     assert kinds == {
         "Namespace", "Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy",
@@ -100,7 +100,7 @@ def test_the_schemas_refuse_what_is_wrong(overlay: list[Manifest]) -> None:
 
 
 @needs_kubectl
-def test_selectors_ports_and_targets_find_what_they_mean(overlay: list[Manifest]) -> None:
+def test_selectors_ports_and_targets_refer_to_what_exists(overlay: list[Manifest]) -> None:
     deployment = one(overlay, "Deployment")
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     selectors = [
@@ -129,7 +129,7 @@ def test_selectors_ports_and_targets_find_what_they_mean(overlay: list[Manifest]
 
 
 @needs_kubectl
-def test_a_pod_has_the_memory_that_its_networks_and_decoders_take_at_most(overlay: list[Manifest]) -> None:
+def test_a_pod_has_the_memory_that_its_networks_and_decoders_may_take(overlay: list[Manifest]) -> None:
     given = {name: variable["value"] for name, variable in variables(overlay).items() if "value" in variable}
     settings, resources = Settings.read(given), container(overlay)["resources"]
     cores = int(resources["limits"]["cpu"])
@@ -137,7 +137,7 @@ def test_a_pod_has_the_memory_that_its_networks_and_decoders_take_at_most(overla
     assert 1.4e9 < most_memory(Settings.read({}).image, Settings.read({}).max_body, 2) < 1.5e9, (
         "as docs/serving.md says"
     )
-    uploads = 8 * 2 * settings.max_body  # in their chunks and whole
+    uploads = 8 * 2 * settings.max_body  # as chunks and as a whole
     assert request + most_memory(settings.image, settings.max_body, cores) + uploads < limit
 
 
@@ -171,18 +171,18 @@ def test_settings_exist_and_fit_each_other(overlay: list[Manifest]) -> None:
     pod = one(overlay, "Deployment")["spec"]["template"]["spec"]
     pause = container(overlay)["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] >= pause + values["PODIUM_TIMEOUT_MS"] / 1e3 + 5
-    # Until a draining pod is out of every proxy's list, it must go on serving: two failed probes, and word of it.
+    # A draining pod must serve until every proxy has dropped it: two failed probes, and the time to spread the news.
     readiness = container(overlay)["readinessProbe"]
     assert pause >= readiness["periodSeconds"] * readiness["failureThreshold"]
-    # As many requests under way as the autoscaler wants must fit into a replica's queue.
+    # The number of requests per replica that the autoscaler aims at must fit into the queue of a replica.
     queue = values.get("PODIUM_MAX_QUEUE", float(known["PODIUM_MAX_QUEUE"].default or 0))
     [metric] = one(overlay, "HorizontalPodAutoscaler")["spec"]["metrics"]
     assert int(metric["pods"]["target"]["averageValue"]) < queue
 
 
 @needs_kubectl
-def test_a_pod_has_no_right_it_does_not_need(overlay: list[Manifest]) -> None:
-    """The restricted level of Kubernetes' Pod Security Standards, and a root filesystem nobody writes to."""
+def test_a_pod_has_no_right_that_it_does_not_need(overlay: list[Manifest]) -> None:
+    """The restricted level of Kubernetes' Pod Security Standards, and a read-only root filesystem."""
     pod, own = one(overlay, "Deployment")["spec"]["template"]["spec"], container(overlay)
     assert one(overlay, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] > 0
@@ -226,7 +226,7 @@ def test_the_gpu_bento_installs_what_the_project_says_it_serves_with() -> None:
 
 
 def exposed() -> dict[str, set[str]]:
-    """The names under which Prometheus gets our figures, and the labels of each."""
+    """The names of our metrics in Prometheus, and the labels of each."""
     registry = CollectorRegistry()
     metrics = Metrics(["resnet50"], registry)
     metrics.observe("resnet50", [0.1] * len(STAGES))
@@ -240,7 +240,7 @@ def exposed() -> dict[str, set[str]]:
 
 
 def expressions() -> dict[str, str]:
-    """Every PromQL expression of the rules and the dashboard, by where it stands."""
+    """Every PromQL expression of the rules and the dashboard, by its place."""
     rules = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text("utf-8"))
     found = {rule.get("alert") or rule["record"]: rule["expr"] for group in rules["groups"] for rule in group["rules"]}
     dashboard = json.loads((DEPLOY / "grafana" / "podium.json").read_text("utf-8"))
@@ -249,7 +249,7 @@ def expressions() -> dict[str, str]:
     return found
 
 
-def test_every_metric_and_label_that_is_asked_for_exists() -> None:
+def test_every_metric_and_label_that_is_queried_exists() -> None:
     known = exposed()
     recorded = {name for name in expressions() if ":" in name}
     asked = set()
@@ -265,7 +265,7 @@ def test_every_metric_and_label_that_is_asked_for_exists() -> None:
     assert families == {re.sub(r"_(bucket|sum|count)$", "", name) for name in known}, "a figure nobody looks at"
 
 
-def test_outcomes_and_stages_that_are_asked_for_exist() -> None:
+def test_every_outcome_and_stage_that_is_queried_exists() -> None:
     def kinds(cls: type[RequestError]) -> set[str]:
         return {cls.code}.union(*map(kinds, cls.__subclasses__()))
 
@@ -275,7 +275,7 @@ def test_outcomes_and_stages_that_are_asked_for_exist() -> None:
     assert set(re.findall(r'stage!?=~?"([^"]*)"', everything)) <= set(STAGES)
 
 
-def test_the_autoscalers_metric_comes_from_the_adapter_and_the_scrape_labels_it_needs() -> None:
+def test_the_adapter_gives_the_autoscaler_its_metric_and_the_scrape_its_labels() -> None:
     adapter = yaml.safe_load((DEPLOY / "prometheus" / "adapter.yaml").read_text("utf-8"))
     [rule] = adapter["rules"]["custom"]
     [(name, selector)] = re.findall(r"^(\w+)\{(.*)\}$", rule["seriesQuery"])
@@ -294,8 +294,8 @@ def test_the_autoscalers_metric_comes_from_the_adapter_and_the_scrape_labels_it_
 
 
 @needs_promtool
-def test_prometheus_takes_the_configuration(tmp_path: Path) -> None:
-    """Debian's promtool is built without Kubernetes' service discovery: that part is checked above, the rest here."""
+def test_prometheus_accepts_the_configuration(tmp_path: Path) -> None:
+    """Debian's promtool lacks the service discovery of Kubernetes; another test here checks that part."""
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text("utf-8"))
     del config["scrape_configs"][0]["kubernetes_sd_configs"]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config), "utf-8")
@@ -307,7 +307,7 @@ def test_prometheus_takes_the_configuration(tmp_path: Path) -> None:
 
 
 @needs_promtool
-def test_alerts_fire_when_they_should_and_only_then() -> None:
+def test_alerts_fire_exactly_when_they_should() -> None:
     command = ["promtool", "test", "rules", str(DEPLOY / "prometheus" / "rules.test.yml")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -328,14 +328,14 @@ def test_prometheus_understands_every_panel(tmp_path: Path) -> None:
 
 
 @needs_haproxy
-def test_haproxy_takes_its_configuration_and_fits_the_services_settings() -> None:
+def test_haproxy_accepts_its_configuration_which_fits_the_settings_of_the_service() -> None:
     config = DEPLOY / "haproxy.cfg"
     done = subprocess.run(["haproxy", "-c", "-f", str(config)], capture_output=True, text=True)
     assert done.returncode == 0 and "warning" not in (done.stdout + done.stderr).lower(), done.stdout + done.stderr
     lines = [line.split("#")[0].split() for line in config.read_text("utf-8").splitlines()]
     timeouts = {words[1]: words[2] for words in lines if words[:1] == ["timeout"]}
     longest = next(float(s.default or 0) for s in SETTINGS if s.name == "TIMEOUT_MS") / 1e3
-    # What the service answers 504 must not be cut off, or sent again, by the balancer before.
+    # The balancer must not cut off or repeat a request before the service answers 504.
     assert float(timeouts["server"].removesuffix("s")) >= longest + 5
     assert ["retries", "1"] in lines and ["option", "httpchk", "GET", "/readyz"] in lines
 
@@ -415,8 +415,8 @@ def may_mount() -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not may_mount(), reason="mounts in a namespace of one's own are not allowed here")
-def test_the_image_serves_from_a_root_that_cannot_be_written(tmp_path: Path) -> None:
-    """What `bentoml containerize` puts into the image, on the deployment's mounts; test_service.py runs the bento."""
+def test_the_image_serves_from_a_read_only_root(tmp_path: Path) -> None:
+    """What `bentoml containerize` puts into an image, with the deployment's mounts; test_service.py runs the bento."""
     import bentoml
     from bentoml._internal.container import construct_containerfile
 
@@ -434,7 +434,7 @@ def test_the_image_serves_from_a_root_that_cannot_be_written(tmp_path: Path) -> 
     [pod] = deployment["spec"]["template"]["spec"]["containers"]
     home = next(v["value"] for v in pod["env"] if v["name"] == "BENTOML_HOME")
 
-    # The home that the image itself names cannot be made on such a root.
+    # The home folder that the image names cannot be created on such a root.
     with sandboxed(image, "/home/bentoml", tmp_path / "refused") as (process, _):
         assert process.wait(PATIENCE) != 0
         assert "Read-only file system" in (tmp_path / "refused").read_text()
@@ -461,7 +461,7 @@ def sandboxed(image: Path, home: str, log: Path) -> Iterator[tuple[subprocess.Po
 
 
 def asked(port: int, process: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
-    """What the service says of a photograph, once it is there."""
+    """The answer of the service to a photograph, once the service is ready."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/classify", data=jpeg(), headers={"Content-Type": "image/jpeg"}
     )

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, asked by Triton's own client, unchanged."""
+"""The Open Inference Protocol, asked by Triton's own client as it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.fakes.server import Server
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince211"),
-    # geventhttpclient, underneath tritonclient
+    # geventhttpclient, which tritonclient uses
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 

@@ -1,4 +1,4 @@
-"""`Connection` on a clock of its own and a transport that is a script: no socket, and no waiting.
+"""`Connection` with a simulated clock and a scripted transport: no socket, and no waiting.
 
 The event loop's clock jumps to the next timer; `Wire` is a transport and the client behind it, and checks after every
 step what must hold of an open connection.
@@ -18,17 +18,18 @@ from uvicorn.server import ServerState
 from serving.connection import CLOSED, GRACE, LINGER_S, MAX_AHEAD, Bounds, Connection
 from serving.framing import MAX_HEAD
 
-PIECE = 256 << 10  # the most that the event loop hands over at once
+PIECE = 256 << 10  # the most that the event loop delivers at once
 LARGEST = 300_000  # of the application's answers
 KEEP_ALIVE = 5
 TIMEOUT = 10.0
 REQUESTS = 8
-# The longest that a client which does nothing more can keep a connection: each request in its body, at work and unread.
+# The longest that a client which does nothing more can keep a connection: for each request, the time of its body, of
+# its answer, and of reading that answer.
 FOREVER = 3 * (TIMEOUT + GRACE) * REQUESTS + KEEP_ALIVE + LINGER_S
 
 
 class Clock(selectors.BaseSelector):
-    """Nothing to wait for but time, which passes at once."""
+    """A selector without sockets: time is all there is to wait for, and it passes at once."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -66,7 +67,7 @@ class Watched(Connection):
 
 
 class Wire:
-    """A transport and the client behind it, which reads when told to."""
+    """A transport and the client behind it, which reads only when told to."""
 
     def __init__(self, loop: Loop, app: Callable[..., Awaitable[None]], room: int = 1 << 30) -> None:
         config = uvicorn.Config(
@@ -84,7 +85,7 @@ class Wire:
     # The client
 
     def send(self, data: bytes) -> bool:
-        """Whether it was taken; it is not while reading is paused."""
+        """Send `data`; False if it was not accepted because reading is paused."""
         if self.closing or not self.reading or self.eof:
             return False
         self.protocol.data_received(data)
@@ -99,7 +100,7 @@ class Wire:
             self.check()
 
     def hang_up(self) -> None:
-        """Close the client's socket: it looks like the end of its sending until something is sent."""
+        """Close the client's socket: until it is sent something, this looks like the end of its sending."""
         self.gone = True
         self.end()
 
@@ -109,7 +110,7 @@ class Wire:
         self.check()
 
     def check(self) -> None:
-        """What must hold at any time while the connection is open."""
+        """Check what must hold at any time while the connection is open."""
         connection = self.protocol
         if self.lost:
             return
@@ -123,7 +124,7 @@ class Wire:
             assert len(connection.cycle.body) <= MAX_AHEAD + PIECE
         assert sum(len(value) + len(name) for name, value in connection.headers) <= MAX_HEAD
         assert len(self.unread) <= LARGEST + 1000
-        assert len(self.state.tasks) <= 2  # one that is answered may still have to end
+        assert len(self.state.tasks) <= 2  # an answered one may still have to end
 
     # The transport
 

@@ -1,4 +1,4 @@
-"""The HTTP interface as ASGI, without BentoML and without a socket, and an engine that a test can hold."""
+"""The HTTP interface as ASGI, without BentoML and without a socket, and an engine that a test can block."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def is_error(response: httpx.Response, status: int, code: str, message: str = ""
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what other threads bring about."""
+    """Wait until other threads have made the condition true."""
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.001)
 
 
 class Held:
-    """A model's engine, held until the test lets it go."""
+    """An engine whose calls block until the test releases them."""
 
     def __init__(self, serving: Serving) -> None:
         self.batcher = serving.models["tiny"].batcher
@@ -103,7 +103,7 @@ class Held:
 
 @asynccontextmanager
 async def held_engine(artifact: Artifact, **environment: str) -> AsyncIterator[tuple[Serving, httpx.AsyncClient, Held]]:
-    """A server whose engine is held, and a client of it; the engine is let go at the end."""
+    """A server whose engine blocks, and a client of it; the engine is released at the end."""
     async with asyncio.timeout(PATIENCE), started(artifact, **environment) as serving, client_of(serving) as client:
         held = Held(serving)
         try:

@@ -14,7 +14,7 @@ def jpeg(colour: str = "orange") -> bytes:
 
 
 def photograph(width: int = 64, height: int = 48) -> Image.Image:
-    """A picture that no turning or mirroring maps onto itself."""
+    """A picture that no rotation or mirroring maps onto itself."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, (x + 2 * y) / 3], -1).astype(np.uint8))
 

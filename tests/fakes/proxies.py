@@ -1,4 +1,4 @@
-"""The proxies of `deploy/` in front of a service, each with its own file and a free port in it."""
+"""The proxies of `deploy/` in front of a service, each with its own configuration and a free port."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def behind_nginx(service: Server, folder: Path) -> Iterator[Server]:
-    """`service` as it is reached through `deploy/nginx.conf`."""
+    """`service` behind nginx with `deploy/nginx.conf`."""
     [port] = free_ports(1)
     site = (DEPLOY / "nginx.conf").read_text("utf-8").replace("127.0.0.1:3000", f"127.0.0.1:{service.port}")
     (folder / "site.conf").write_text(site.replace("listen 8080;", f"listen 127.0.0.1:{port};"), "utf-8")
@@ -52,7 +52,7 @@ def behind_nginx(service: Server, folder: Path) -> Iterator[Server]:
 
 @contextmanager
 def behind_haproxy(service: Server) -> Iterator[Server]:
-    """`service`, as both replicas, as it is reached through `deploy/haproxy.cfg`."""
+    """`service`, in place of both replicas, behind HAProxy with `deploy/haproxy.cfg`."""
     port, figures = free_ports(2)
     addresses = {
         "PODIUM_BIND": f"127.0.0.1:{port}",

@@ -47,7 +47,7 @@ class Server:
         return status, json.loads(answer)
 
     def ready(self) -> int:
-        """What `/readyz` says, 0 where nobody listens."""
+        """The status of `/readyz`, 0 if nothing listens on the port."""
         try:
             return self.ask("GET", "/readyz")[0]
         except OSError:
@@ -62,7 +62,7 @@ class Server:
 
 @contextmanager
 def serve(log: Path, *arguments: str, cwd: Path = ROOT, **environment: str) -> Iterator[Server]:
-    """`bentoml serve` on a free port, ready; ended after."""
+    """`bentoml serve` on a free port, once it is ready; it is stopped at the end."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [*BENTOML, "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
@@ -80,7 +80,7 @@ def serve(log: Path, *arguments: str, cwd: Path = ROOT, **environment: str) -> I
 
 
 def ended(port: int = 0, **environment: str) -> tuple[int, str, str]:
-    """The exit status, output and errors of `bentoml serve` where it cannot serve."""
+    """The exit status, output and errors of a `bentoml serve` that cannot serve."""
     command = [*BENTOML, "serve", "--host", "127.0.0.1", "--port", str(port)]
     with subprocess.Popen(
         command,

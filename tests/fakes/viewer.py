@@ -1,4 +1,4 @@
-"""A viewer of the page: a tab of a real browser, what is done in it, and answers to give it."""
+"""A viewer of the page: a tab of a real browser, actions in it, and answers for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, e
 from tests.conftest import ROOT
 
 CAT = ROOT / "examples/photographs/cat.jpg"
-SEVEN = ((0.25, 0.2), (0.75, 0.2), (0.45, 0.85))  # a stroke, 0 to 1 of the pad
+SEVEN = ((0.25, 0.2), (0.75, 0.2), (0.45, 0.85))  # a stroke; 0 to 1 is the width or height of the pad
 
 expect.set_options(timeout=30_000)  # on a busy machine an answer is late, not wrong
 
@@ -27,7 +27,7 @@ class Viewer:
         self.page.on("request", lambda request: self.requests.append(request))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", self._listen)
-        # Without a result file, whatever the folder that the tests run in holds.
+        # No result file, whatever the folder of the tests holds.
         self.answer("**/ui/results.json", {"results": None})
 
     def _listen(self, message: ConsoleMessage) -> None:
@@ -35,7 +35,7 @@ class Viewer:
             self.complaints.append(message.text)
 
     def answer(self, url: str, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        """From now on, requests of `url` get `body` in place of the service's answer."""
+        """From now on, requests of `url` get `body` instead of the answer of the service."""
 
         def fulfill(route: Route) -> None:
             route.fulfill(status=status, json=body, headers={"content-type": "application/json", **(headers or {})})
@@ -64,7 +64,7 @@ def card(page: Page, network: str) -> Any:
 
 
 def draw(page: Page, *points: tuple[float, float]) -> None:
-    """One stroke of the mouse through `points`, 0 to 1 of the pad."""
+    """One stroke of the mouse through `points`, in fractions of the pad."""
     box = page.locator("#pad").bounding_box()
     assert box is not None
     for i, (x, y) in enumerate(points):
@@ -84,7 +84,7 @@ def said(model: str, label: str, probability: float = 0.6, inference: float = 5.
 
 
 def measured() -> dict[str, Any]:
-    """Records as the page gets them, with power."""
+    """Records, with power, in the form that the page gets."""
 
     def one(network: str, batch: int, p50: float, **more: Any) -> dict[str, Any]:
         return {
