@@ -63,31 +63,31 @@ class Evaluation:
 
 
 def labelled(folder: Path, labels: Sequence[Label]) -> list[tuple[Path, int]]:
-    """The photographs under `folder` and their classes; `Failure` if `truth` does not tell them all."""
-    found, why = truth(folder, labels)
+    """The photographs under `folder` and their classes. Raises `Failure` if a class is not known."""
+    known, why = truth(folder, labels)
     if why:
         raise Failure(why)
-    if not found:
+    if not known:
         raise Failure(f"{folder} holds no labelled photographs")
-    return list(found.items())
+    return list(known.items())
 
 
 def truth(folder: Path, labels: Sequence[Label]) -> tuple[dict[Path, int], str]:
-    """The classes of the photographs under `folder`, and why those of the others are not known ("" if all are).
+    """The classes of the photographs under `folder`, and why some are not known ("" if all are).
 
-    They stand in its labels.json (file to class index), else in the name of the subfolder that each lies in: a synset,
-    a label or a class index. Raises `Failure` for a labels.json that does not fit the photographs or the network.
+    They come from its labels.json (file to class index), else from the name of the subfolder of each photograph: a
+    synset, a label or a class index. Raises `Failure` if labels.json does not fit the photographs or the network.
     """
     table = folder / "labels.json"
     if table.is_file():
         return _from_table(table, len(labels)), ""
     names = _classes_by_name(labels)
-    found, why = {}, ""
+    known, why = {}, ""
     for path in photographs(folder):
         name = path.parent.name if path.parent != folder else ""
         classes = names.get(name, set())
         if len(classes) == 1:
-            found[path] = min(classes)
+            known[path] = min(classes)
         elif classes:
             several = ", ".join(map(str, sorted(classes)))
             why = why or f"{folder}: {name!r} names the classes {several}; use one folder per synset, or a labels.json"
@@ -96,22 +96,22 @@ def truth(folder: Path, labels: Sequence[Label]) -> tuple[dict[Path, int], str]:
                 f"{folder}: {name or path.name!r} names none of the {len(labels)} classes; use one folder per synset, "
                 "label or class index, or a labels.json from file name to class index"
             )
-    return found, why
+    return known, why
 
 
 def _from_table(table: Path, classes: int) -> dict[Path, int]:
     try:
         rows = json.loads(table.read_text("utf-8")).items()
-        found = {table.parent / str(name): int(index) for name, index in rows}
+        known = {table.parent / str(name): int(index) for name, index in rows}
     except (ValueError, AttributeError, TypeError) as error:
         raise Failure(f"{table}: expected a JSON object from file name to class index ({error})") from error
-    absent = [path.name for path in found if not path.is_file()]
+    absent = [path.name for path in known if not path.is_file()]
     if absent:
         raise Failure(f"{table} names {len(absent)} files that are not there, {absent[0]} the first")
-    wrong = [index for index in found.values() if not 0 <= index < classes]
+    wrong = [index for index in known.values() if not 0 <= index < classes]
     if wrong:
         raise Failure(f"{table}: class {wrong[0]} is outside the {classes} classes of the network")
-    return found
+    return known
 
 
 def _classes_by_name(labels: Sequence[Label]) -> dict[str, set[int]]:
@@ -148,12 +148,5 @@ def evaluate(artifact: Artifact, folder: Path, engine: str = "auto", precision: 
             predictions[str(path.relative_to(folder))] = [(int(i), float(row[i])) for i in best]
     runtime.close()
     n = len(known)
-    return Evaluation(
-        artifact.tag,
-        runtime.engine,
-        runtime.precision,
-        artifact.weights,
-        Accuracy(top1, n),
-        Accuracy(top5, n),
-        predictions,
-    )
+    head = (artifact.tag, runtime.engine, runtime.precision, artifact.weights)
+    return Evaluation(*head, Accuracy(top1, n), Accuracy(top5, n), predictions)

@@ -23,35 +23,26 @@ def network(options: argparse.Namespace, labels: Sequence[Label]) -> Network:
     if options.onnx:
         from export.from_onnx import read
 
-        made = read(
-            options.onnx,
-            options.layout,
-            options.mean,
-            options.std,
-            options.resize,
-            options.crop,
-            options.interpolation,
-            labels,
-            options.name,
-        )
+        given = (options.layout, options.mean, options.std, options.resize, options.crop, options.interpolation)
+        own = read(options.onnx, *given, labels, options.name)
     else:
-        made = _from_callable(options.module, options.name, options.num_classes or len(labels) or None)
-    if options.num_classes not in (None, made.classes):
-        raise Usage(f"--num-classes {options.num_classes}: {made.name} gives {made.classes} scores")
+        own = _from_callable(options.module, options.name, options.num_classes or len(labels) or None)
+    if options.num_classes not in (None, own.classes):
+        raise Usage(f"--num-classes {options.num_classes}: {own.name} gives {own.classes} scores")
     if not labels or options.onnx:
-        return made
+        return own
     try:
-        return dataclasses.replace(made, labels=labels)
+        return dataclasses.replace(own, labels=labels)
     except ValueError as error:
         raise Usage(f"--labels: {error}") from error
 
 
-def named(made: Network, name: str | None, as_traced: bool = False) -> Network:
-    """`made` called `name`, or by its own name. Raises `Usage` as `check_name` does."""
+def named(own: Network, name: str | None, as_traced: bool = False) -> Network:
+    """`own` called `name`, or by its own name. Raises `Usage` as `check_name` does."""
     if name is None:
-        name = f"{made.name}_traced" if as_traced else made.name
-    check_name(name, made.row.name if made.row else None)
-    return dataclasses.replace(made, name=name)
+        name = f"{own.name}_traced" if as_traced else own.name
+    check_name(name, own.row.name if own.row else None)
+    return dataclasses.replace(own, name=name)
 
 
 def check_name(name: str, architecture: str | None) -> None:
@@ -88,17 +79,17 @@ def _from_callable(reference: str, called: str | None, classes: int | None) -> N
     maker = getattr(module, name, None)
     if not callable(maker):
         raise Usage(f"--module {reference}: {where} has no callable {name!r}")
-    made = maker()
-    if isinstance(made, nn.Module):
+    own = maker()
+    if isinstance(own, nn.Module):
         try:
-            made = Network(
-                name.lower() if called is None else called, made, Weights("custom", reference), classes=classes or 1000
+            own = Network(
+                name.lower() if called is None else called, own, Weights("custom", reference), classes=classes or 1000
             )
         except ValueError as error:
             raise Usage(f"--module {reference}: {error}; --name gives it another") from error
-    if not isinstance(made, Network):
+    if not isinstance(own, Network):
         raise Usage(
-            f"--module {reference} gave {type(made).__name__}, expected a models.weights.Network or an nn.Module"
+            f"--module {reference} gave {type(own).__name__}, expected a models.weights.Network or an nn.Module"
         )
-    made.module.eval()
-    return made
+    own.module.eval()
+    return own

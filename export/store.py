@@ -37,16 +37,8 @@ SCHEMA = 1
 
 # The packages whose versions decide what an export gives.
 PACKAGES = (
-    "torch",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx",
-    "numpy",
-    "pillow",
-    "bentoml",
+    *("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"),
+    *("numpy", "pillow", "bentoml"),
 )
 
 
