@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -287,8 +287,8 @@ def test_batches_are_positive_integers() -> None:
 def test_published_accuracy_of_untrained_weights_is_labelled(tiny: Artifact) -> None:
     def named(network: str, kind: str) -> Artifact:
         weights = {**tiny.manifest["weights"], "kind": kind}
-        named = {"network": f"my_{network}", "architecture": network}
-        return Artifact(tiny.folder, {**tiny.manifest, **named, "weights": weights}, "1")
+        manifest = {**tiny.manifest, "network": f"my_{network}", "architecture": network, "weights": weights}
+        return Artifact(tiny.folder, cast(Any, manifest), "1")
 
     assert measure.accuracy(named("resnet50", "pretrained"))[2] == "published"
     top1, _, source = measure.accuracy(named("resnet50", "untrained"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -191,7 +192,7 @@ def test_a_plan_that_does_not_fit_its_record_is_not_loaded(tmp_path: Path, monke
     artifact = save_tiny(tmp_path, "planned")
     record = artifact.manifest["files"]["fp32.onnx"]
     record |= {"engines": ["tensorrt"], "plan": {"engine": "tensorrt", "gpu": "another"}}
-    given = []
+    given: list[Any] = []
 
     class Adapter:
         def __init__(self, *arguments: Any) -> None:
@@ -231,7 +232,7 @@ def test_an_answer_outlives_the_next_call(engine: str, tiny: Artifact) -> None:
 def test_a_containers_quota_counts_as_processors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, allowed: int
 ) -> None:
-    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
     monkeypatch.setattr(runtime, "CPU_MAX", tmp_path / "cpu.max")
     assert runtime.cores() == 4
     (tmp_path / "cpu.max").write_text(quota + "\n")

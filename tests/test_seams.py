@@ -87,7 +87,7 @@ def test_uvicorn_makes_connections_by_our_protocol() -> None:
     seams.accept_with(protocol)
     config = uvicorn.Config("tests.test_seams:protocol", log_config=None)
     config.load()
-    assert config.http_protocol_class is protocol  # type: ignore[comparison-overlap]
+    assert config.http_protocol_class is protocol
 
 
 def test_the_cycle_asks_a_connection_for_nothing_that_it_has_not() -> None:
