@@ -15,6 +15,7 @@ from models.preprocess import Pixels
 from serving import runtime
 from serving.artifact import Artifact, FileRecord
 from serving.runtime import ENGINES, GPU_ENGINES, PLAN_ENGINES, choose
+from tests.conftest import tiny_onnx
 
 SIDES = tuple(itertools.product(("onnxruntime", "openvino"), ("fp32", "int8")))
 GRAPHS = {side: Path("none") for side in SIDES}
@@ -102,7 +103,7 @@ def test_a_single_candidate_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_export_tunes_unless_it_is_told_not_to(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from export.__main__ import main
     from serving.artifact import find
@@ -110,7 +111,8 @@ def test_an_export_tunes_unless_it_is_told_not_to(
     monkeypatch.setattr(tune, "ROUNDS", 1)
     monkeypatch.setattr(runtime, "cores", lambda: 2)  # so that there is something to choose on every machine
     monkeypatch.setattr(tune, "cores", lambda: runtime.cores())
-    argv = ["lenet5", "--name", "tuned", "--engine", "onnxruntime"]
+    graph = str(tiny_onnx(tmp_path / "tiny.onnx"))
+    argv = ["--onnx", graph, "--num-classes", "10", "--name", "tuned", "--engine", "onnxruntime"]
     assert main(argv) == 0
     out = capsys.readouterr().out
     tuning = find("tuned").manifest["tuning"]
