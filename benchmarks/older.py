@@ -1,4 +1,4 @@
-"""Records from before version 0.2, which had neither `kind` nor `failure`: both are derived when a file is read."""
+"""Records of older files, which have neither `kind` nor `failure`: both are derived when a file is read."""
 
 from __future__ import annotations
 
