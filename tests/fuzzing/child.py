@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.fuzzing.target import Guard, named
 
-# Address space, which a runaway allocation reaches before the machine's memory ends.
+# Address space: a runaway allocation reaches this limit before the memory of the machine ends.
 MOST = 8 << 30
 # What is instrumented: our own code, and the Python that parses for it.
 GUIDES = (
@@ -42,9 +42,9 @@ def main(name: str, current: str, mode: str, *rest: str) -> None:
     def one_input(data: bytes) -> None:
         guard(data)
 
-    # A merge starts its own process by this name, through a shell.
+    # A merge starts a process of its own by this name, through a shell.
     again = shlex.join([sys.executable, "-m", "tests.fuzzing.child", name, f"{current}-inner", "fuzz"])
-    # The first inputs need to reach something instrumented.
+    # The first inputs must reach instrumented code.
     atheris.Setup([again, *rest, f"-max_len={target.longest}"], atheris.instrument_func(one_input))
     atheris.Fuzz()
 

@@ -1,6 +1,6 @@
-"""A raw connection: whatever is sent, read and waited for, it holds little, answers each request once, and ends.
+"""A raw connection: whatever the client does, it keeps little in memory, answers each request once, and ends.
 
-An input is what a client sends. Byte 0x1e and a letter stand for what it does: see `DEEDS`. Time is simulated.
+An input is what a client sends. Byte 0x1e and a letter stand for an action: see `DEEDS`. Time is simulated.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ DEEDS = {
 DEED = re.compile(rb"\x1e([|TPRXAECS])")
 
 WHILE = 2.5  # seconds, of simulated time
-AT_LAST = 600.0  # by when a connection whose client does nothing more is closed
+AT_LAST = 600.0  # when a connection whose client does nothing more must be closed
 ANSWER = 96 << 10  # bytes of a large one
 REPEATED, REPEATS = 512 << 10, 32  # bytes and pieces of one X, at most
-HIGH = 64 << 10  # asyncio's own mark above which writing is paused
-MOST_IN = 256 << 10  # held of what was received
-MOST_OUT = 2 * ANSWER  # held of what was to be sent
-TURNS = 20_000  # of the event loop, in which all is done that can be done without waiting
+HIGH = 64 << 10  # asyncio pauses writing above this mark
+MOST_IN = 256 << 10  # kept of what was received
+MOST_OUT = 2 * ANSWER  # kept of what is to be sent
+TURNS = 20_000  # of the event loop, enough for everything that needs no waiting
 
-logging.getLogger("bentoml.podium").setLevel(logging.CRITICAL)  # a line for each connection that is one too many
+logging.getLogger("bentoml.podium").setLevel(logging.CRITICAL)  # a line for each connection above the limit
 
 
 class Instant(selectors.DefaultSelector):
-    """Waits no time: the clock goes forward instead."""
+    """Does not wait: it sets the clock forward."""
 
     now = 0.0
 
@@ -235,7 +235,7 @@ class Talk:
         await self.settle()
 
     async def settle(self) -> None:
-        """Let everything happen that waits for no time, then look at what is held, and whether it has an end."""
+        """Let everything happen that needs no waiting; then check what is kept, and that a timer will end it."""
         for _ in range(TURNS):
             await asyncio.sleep(0)
             if not self.loop._ready:  # type: ignore[attr-defined]
@@ -255,7 +255,7 @@ class Talk:
 
 
 def held(root: object) -> int:
-    """Bytes in what `root` refers to, through containers and the objects of the server."""
+    """Bytes that `root` refers to, through containers and the objects of the server."""
     total, seen, left = 0, {id(root)}, list[object](vars(root).values())
     while left:
         item = left.pop()
@@ -274,7 +274,7 @@ def held(root: object) -> int:
 
 
 def answered(sent: bytes, methods: list[str], whole: bool) -> None:
-    """Raises Defect unless `sent` are responses to the requests of these methods, and at most one more, a refusal."""
+    """Raises Defect unless `sent` answers the requests of these methods, with at most one refusal after them."""
     count = 0
     while sent:
         if count > len(methods):

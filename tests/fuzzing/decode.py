@@ -1,4 +1,4 @@
-"""Images: pixels of the right kind, or an error that names the image's own fault, for a bounded cost."""
+"""Images: pixels of the right kind, or an error that names the fault of the image, at a bounded cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from serving.images import decode
 from serving.limits import Limits
 from tests.fuzzing.target import Defect, Target
 
-# Small, so that an image within the limits is cheap, and one that is not cheap is a finding.
+# Small, so that every image within the limits is cheap, and one that is not is a finding.
 MOST_PIXELS, MOST_SECONDS = 2_000_000, 1.0
 LIMITS = Limits(MOST_PIXELS, MOST_SECONDS)
 RECIPES = (Preprocess(resize=36, crop=32), Preprocess(resize=28, crop=28, mode="L", mean=(0.13,), std=(0.31,)))

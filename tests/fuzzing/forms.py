@@ -1,4 +1,4 @@
-"""Queries and multipart forms, read beside python_multipart's own parser: a form that both take says the same to both.
+"""Queries and multipart forms, read also by the parser of python_multipart: a form that both accept means the same.
 
 An input is a query, a line feed, a boundary, a line feed, and a body.
 """
@@ -69,12 +69,12 @@ def refused(error: RequestError) -> None:
 
 
 def others(boundary: bytes, body: bytes) -> list[tuple[bytes, bytes]] | None:
-    """The name and content of each part, as python_multipart has them; None if the two need not agree."""
+    """The name and content of each part, as python_multipart reads them; None if the two need not agree."""
     line = b"--" + boundary
     if not body.startswith(line) or body.count(line) != len(re.findall(LINE % re.escape(line), body)):
-        return None  # a content that holds the boundary, and a preamble, end for each reader elsewhere
+        return None  # the readers differ on where a preamble, or a content that holds the boundary, ends
     if b"\r\n\r\n" + line in body:
-        return None  # a head without a content, which it reads on behind
+        return None  # a head without a content: it continues to read after it
     parts: list[tuple[dict[bytes, bytes], bytearray]] = []
     name, value, ended = bytearray(), bytearray(), False
 
@@ -83,7 +83,7 @@ def others(boundary: bytes, body: bytes) -> list[tuple[bytes, bytes]] | None:
 
     def head_end() -> None:
         if parts[-1][0].setdefault(bytes(name).lower(), bytes(value)) != bytes(value):
-            raise FormParserError  # which of two counts, no standard says
+            raise FormParserError  # no standard says which of two counts
         name.clear()
         value.clear()
 
@@ -111,13 +111,13 @@ def others(boundary: bytes, body: bytes) -> list[tuple[bytes, bytes]] | None:
         return None
     heads = [head.get(b"content-disposition", b"") for head, _ in parts]
     if not all(map(well_formed, heads)):
-        return None  # each reader makes its own of such a head
+        return None  # each reader understands such a head in its own way
     names = [parse_options_header(head)[1].get(b"name", b"") for head in heads]
     return [(name, bytes(content)) for name, (_, content) in zip(names, parts, strict=True)]
 
 
 def well_formed(disposition: bytes) -> bool:
-    """Whether it has the standard's form, and no parameter twice."""
+    """Whether it has the standard form, and no parameter twice."""
     names = [name.lower() for name in PARAMETER.findall(disposition)]
     return DISPOSITION.fullmatch(disposition) is not None and len(set(names)) == len(names)
 

@@ -1,4 +1,4 @@
-"""Inference requests: one that is taken means what a strict reading of it means, and its answer is JSON.
+"""Inference requests: an accepted one means what a strict reader says, and its answer is JSON.
 
 An input is the header Inference-Header-Content-Length, a line feed, and a body.
 """
@@ -47,7 +47,7 @@ def run(data: bytes) -> None:
 
 
 def strict(text: bytes) -> Any:
-    """The JSON of RFC 8259 in `text`, in which no name stands twice."""
+    """The JSON (RFC 8259) in `text`, in which no name occurs twice."""
 
     def no(constant: str) -> NoReturn:
         raise Defect(f"{constant} is taken for JSON")

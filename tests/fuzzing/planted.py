@@ -1,4 +1,4 @@
-"""Defects planted into what the targets test. Each of these targets must find its own: its oracle is worth that."""
+"""Defects planted into what the targets test. Each of these targets must find its defect, which proves its checks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def in_decode(planted: Callable[..., Any]) -> Target:
 
 
 def soon(target: Target) -> Target:
-    """With less time than is granted to code without defects, so that the tests of this one take less, too."""
+    """With less time than code without defects gets, so that the test takes less time too."""
     return replace(target, seconds=0.2)
 
 
@@ -79,7 +79,7 @@ def loses_a_part(body: bytes, boundary: bytes, form: Any, most: int) -> None:
 
 
 def deep(data: bytes) -> None:
-    """Wrong for one word, which no input comes near, and every letter of which is a branch."""
+    """Wrong for one word, which no input resembles. Every letter of it is a branch."""
     if data[:1] == b"q" and data[1:2] == b"z" and data[2:3] == b"j" and data[3:4] == b"!":
         raise Defect("the word is said")
 
@@ -120,7 +120,7 @@ class Hoards(Connection):
 
 
 class Insists(Connection):
-    """Writes however little its client reads."""
+    """Goes on writing although its client does not read."""
 
     def data_received(self, data: bytes) -> None:
         wire: Any = self.transport
@@ -145,7 +145,7 @@ class ForgetsTime(Connection):
 
 
 class NeverEnds(asyncio.Protocol):
-    """Has a timer at any time, and does nothing else."""
+    """Always has a timer, and does nothing else."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass

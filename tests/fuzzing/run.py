@@ -1,4 +1,4 @@
-"""Runs a target in a process of its own, and says what it found there."""
+"""Runs a target in a process of its own, and reports what it found."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.fuzzing.target import under_way
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-STARTING = 120.0  # seconds until a child has imported what it needs, on a machine that does much else
-TAIL = 3000  # characters of a child's words that a finding repeats
+STARTING = 120.0  # seconds until a child has imported what it needs, on a busy machine
+TAIL = 3000  # characters of the output of a child that a finding repeats
 SHOWN = 400  # bytes of a reproducer
 
 
 @dataclass(frozen=True)
 class Finding:
-    """An input that breaks a target, and the words of the process that it broke."""
+    """An input that breaks a target, and the last output of the process that it broke."""
 
     target: str
     data: bytes

@@ -1,4 +1,4 @@
-"""What is fuzzed, and the bounds that every input is held to."""
+"""What is fuzzed, and the limits for every input."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from importlib import import_module
 from pathlib import Path
 
 NAMES = ("decode", "forms", "oip", "connection")
-LENGTH_BYTES = 4  # before the input, in the file that holds the one under way
+LENGTH_BYTES = 4  # before the input, in the file of the current input
 CLEAR_PEAK = b"5"  # of /proc/PID/clear_refs, see proc(5)
 
 
 class Defect(Exception):
-    """The code under test did what it may never do."""
+    """The code under test did what it must never do."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Raises whatever is wrong with one input, which may take so much processor time and memory."""
+    """Raises what is wrong with one input, and has limits on the processor time and memory of each."""
 
     run: Callable[[bytes], None]
     seconds: float
-    memory: int  # bytes above what the process had before
+    memory: int  # bytes more than the process had before
     longest: int = 1 << 16
 
 
@@ -41,10 +41,10 @@ def named(name: str) -> Target:
 
 
 class Guard:
-    """Runs a target on one input at a time, each of them within the target's bounds.
+    """Runs a target on one input at a time, within the limits of the target.
 
-    The input under way lies in the file `current`: if the process dies of it, its parent finds it there. Past twice its
-    processor time the process does die, even in a decoder that never comes back to Python, unless `mortal` is false.
+    The file `current` holds the current input: if the process dies of it, its parent finds it there. After twice its
+    processor time the process dies, even in a decoder that never returns to Python, unless `mortal` is false.
     """
 
     def __init__(self, target: Target, current: Path, mortal: bool = True) -> None:
@@ -74,13 +74,13 @@ class Guard:
 
 
 def under_way(current: Path) -> bytes:
-    """The input that the guard of another process was at."""
+    """The input that the guard of another process was working on."""
     data = current.read_bytes()
     return data[LENGTH_BYTES:][: int.from_bytes(data[:LENGTH_BYTES], "little")]
 
 
 def _forget_peak() -> int:
-    """Bytes resident now, and the peak forgotten, if the system can."""
+    """Bytes resident now; also resets the peak, if the system can."""
     with suppress(OSError):
         descriptor = os.open("/proc/self/clear_refs", os.O_WRONLY)
         os.write(descriptor, CLEAR_PEAK)
