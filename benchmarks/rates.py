@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
@@ -16,12 +17,16 @@ HALVINGS = 6
 STEP_DOWN, STEPS = 0.95, 6
 
 
+def poisson(rate: float, seed: int = 0) -> Iterator[float]:
+    """Seconds at which requests are due, without end: a Poisson process of `rate` per second."""
+    generator, at = np.random.default_rng(seed), 0.0
+    while True:
+        yield (at := at + float(generator.exponential(1 / rate)))
+
+
 def arrivals(rate: float, duration: float, seed: int = 0) -> list[float]:
-    """Seconds at which requests are due: a Poisson process of `rate` per second over `duration` seconds."""
-    generator, due, at = np.random.default_rng(seed), [], 0.0
-    while (at := at + float(generator.exponential(1 / rate))) < duration:
-        due.append(at)
-    return due
+    """The times of a Poisson process of `rate` per second within `duration` seconds."""
+    return list(takewhile(lambda at: at < duration, poisson(rate, seed)))
 
 
 @dataclass(frozen=True)

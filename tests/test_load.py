@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import rates, records
 from benchmarks.__main__ import main
-from benchmarks.load import bodies
+from benchmarks.load import bodies, loops
 from benchmarks.load import drive as load
 from tests.fakes.service import service
 
@@ -71,22 +71,57 @@ def test_nothing_there_and_no_address_are_told(tmp_path: Path, capsys: pytest.Ca
     assert main(["load", url, "--images", str(tmp_path), *out]) == 2
 
 
-def test_open_loop_counts_from_the_intended_send() -> None:
+async def test_open_loop_counts_from_the_intended_send() -> None:
     """A client that wakes a second late sends late, and the latencies say so."""
-    now, late, intended = 0.0, {0.2: 1.0}, []
+    now, late = 0.0, {0.2: 1.0}
 
-    async def send(due: float) -> load.Outcome:
-        intended.append(due)
-        return load.Outcome(200, 1e3 * (now - due), 0.0)
+    async def ask() -> str:
+        return "an answer"
 
     async def sleep(seconds: float) -> None:
         nonlocal now
         await asyncio.sleep(0)  # what is due is sent before time goes on
         now += seconds + late.pop(round(now + seconds, 6), 0.0)
 
-    outcomes = asyncio.run(load.open_loop(send, [0.1, 0.2, 0.3, 1.5], lambda: now, sleep))
-    assert intended == pytest.approx([0.1, 0.2, 0.3, 1.5])
-    assert [outcome.latency for outcome in outcomes] == pytest.approx([0, 1000, 900, 0], abs=1e-6)
+    done = await loops.open_loop(ask, [0.1, 0.2, 0.3, 1.5], lambda: now, sleep)
+    assert [request.due for request in done] == pytest.approx([0.1, 0.2, 0.3, 1.5])
+    assert [request.latency_ms for request in done] == pytest.approx([0, 1000, 900, 0], abs=1e-6)
+    assert [request.taken_ms for request in done] == pytest.approx([0, 0, 0, 0], abs=1e-6)
+    assert [request.lag_ms for request in done] == pytest.approx([0, 1000, 900, 0], abs=1e-6)
+
+
+async def test_a_loop_ends_when_its_sleep_says_so() -> None:
+    async def ask() -> int:
+        return 0
+
+    async def sleep(seconds: float) -> bool:
+        return seconds > 0.25
+
+    assert len(await loops.open_loop(ask, rates.poisson(0.001), lambda: 0.0, sleep)) == 0
+    assert len(await loops.open_loop(ask, [0.1, 0.2, 0.3, 0.4], lambda: 0.0, sleep)) == 2
+
+
+async def test_a_closed_loop_keeps_so_many_in_flight_and_pauses_as_it_is_told() -> None:
+    flying, most, asked = 0, 0, 0
+
+    async def ask() -> int:
+        nonlocal flying, most, asked
+        asked, flying = asked + 1, flying + 1
+        most = max(most, flying)
+        number = asked
+        await asyncio.sleep(0)
+        flying -= 1
+        return number
+
+    paused: list[int] = []
+
+    def pause(number: int) -> float:
+        paused.append(number)
+        return 0.001 if number % 2 else 0.0
+
+    done = await loops.closed_loop(ask, 3, lambda: asked >= 9, pause)
+    assert most == 3 and sorted(paused) == sorted(request.answer for request in done)
+    assert len(done) >= 9 and all(request.due == request.sent <= request.ended for request in done)
 
 
 def test_arrivals_are_poisson() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from PIL import Image
 
 from benchmarks import process
 from benchmarks.__main__ import main
+from benchmarks.load.wire import get, once
 from benchmarks.peers import compare, limit, work
+from models.console import Failure
 from models.preprocess import pixels
 from serving import runtime
 from serving.artifact import Artifact
+from serving.engines import Scores
 from serving.runtime import Choice
 from tests.conftest import ROOT
 
@@ -27,15 +31,14 @@ CHOICE = Choice("openvino", "fp32", 1)
 CAT = ROOT / "examples" / "photographs" / "cat.jpg"
 
 
-def expected(artifact: Artifact) -> np.ndarray:
+def expected(artifact: Artifact) -> Scores:
     engine = runtime.open(artifact, "onnxruntime", "fp32")
     with Image.open(CAT) as image:
         return engine.run(pixels(image, artifact.preprocess)[None])[0]
 
 
-def started(peer: compare.Peer, artifact: Artifact, folder: Path) -> Iterator[str]:
-    with compare.server(peer, compare.job(artifact, CHOICE, peer), compare.multipart(CAT), folder) as url:
-        yield url
+def started(peer: compare.Peer, artifact: Artifact, folder: Path) -> AbstractContextManager[int]:
+    return compare.server(peer, compare.job(artifact, CHOICE, peer), compare.multipart(CAT), folder)
 
 
 @pytest.mark.slow
@@ -43,15 +46,13 @@ def started(peer: compare.Peer, artifact: Artifact, folder: Path) -> Iterator[st
 def test_a_peer_answers_as_the_network_does_and_ends(peer: compare.Peer, tiny: Artifact, tmp_path: Path) -> None:
     if reason := peer.missing:
         pytest.skip(reason)
-    for url in started(peer, tiny, tmp_path):
-        found = compare.predictions(url, compare.multipart(CAT))
-        assert found is not None
+    with started(peer, tiny, tmp_path) as port:
+        predictions = asyncio.run(compare.predictions(port, compare.multipart(CAT)))
         scores = expected(tiny)
-        best = np.argsort(scores)[::-1][: len(found)]
-        assert [one["class_id"] for one in found] == best.tolist() and len(found) == work.TOP
-        assert [one["probability"] for one in found] == pytest.approx(scores[best].tolist(), abs=1e-5)
-    with pytest.raises(OSError):
-        urllib.request.urlopen(f"{url}/classify", timeout=5)
+        best = np.argsort(scores)[::-1][: len(predictions)]
+        assert [each["class_id"] for each in predictions] == best.tolist() and len(predictions) == work.TOP
+        assert [each["probability"] for each in predictions] == pytest.approx(scores[best].tolist(), abs=1e-5)
+    assert asyncio.run(once(port, get("/classify"), 5.0)).lost == "unreachable"
 
 
 @pytest.mark.slow
@@ -63,11 +64,11 @@ def test_both_clients_count_answers_and_errors(client: Any, tiny: Artifact, tmp_
     good, bad = tmp_path / "good", tmp_path / "bad"
     good.write_bytes(compare.multipart(CAT))
     bad.write_bytes(compare.multipart(CAT).replace(b"JFIF", b"xxxx").replace(b"\xff\xd8\xff", b"no!"))
-    for url in started(peer, tiny, tmp_path):
-        look = compare.with_total(client(url, [good]), url)(2, 1.0)
+    with started(peer, tiny, tmp_path) as port:
+        look = compare.with_total(client(port, [good]), port)(2, 1.0)
         assert look.requests > 0 and look.errors == 0 and 0 < look.p50 <= look.p99 and 0 < look.mean <= look.p99
         assert look.total is not None and 0 < look.total < look.mean
-        mixed = client(url, [good, bad])(1, 1.0)
+        mixed = client(port, [good, bad])(1, 1.0)
         assert mixed.errors > 0 and mixed.requests == pytest.approx(mixed.errors, abs=2)
 
 
@@ -90,7 +91,7 @@ def test_the_pipeline_answers_every_image_once() -> None:
 
     times = limit.pipeline(decode, run, 0.05, decoders=2, max_batch=4, in_flight=5)
     assert len(times) == len(seen) > 0 and min(times) > 0
-    even = [one for one in seen if one % 2 == 0]
+    even = [image for image in seen if image % 2 == 0]
     # Each of two decoders gives its own images, in their order.
     assert even[:20] == list(range(0, 200, 2))[: len(even[:20])]
     assert len(limit.alone(decode, run, 0.0)) == 1
@@ -118,7 +119,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, rates: dict[str, float]) -> list[tuple
     def ask(label: str) -> compare.Ask:
         def look(connections: int, seconds: float) -> compare.Look:
             asked.append((label, connections))
-            number = sum(one == (label, connections) for one in asked)
+            number = asked.count((label, connections))
             return compare.Look(
                 int(rates.get(label, 50) * number), 1.0, 10.0 / number, 20.0 / number, 12.0 / number, int(number == 4)
             )
@@ -130,7 +131,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, rates: dict[str, float]) -> list[tuple
             return ask(self.label)
 
     monkeypatch.setattr(compare, "server", lambda peer, *_: Server(peer.label))
-    monkeypatch.setattr(compare, "loader", lambda url, _, post=None: ask(compare.TENSORS if post else url))
+    monkeypatch.setattr(compare, "loader", lambda label, _, to=None: ask(compare.TENSORS if to else label))
     monkeypatch.setattr(compare, "with_total", lambda ask, _: ask)
     monkeypatch.setattr(compare, "limit", lambda *_: Limit(compare.LIMIT))
     return asked
@@ -172,8 +173,11 @@ def test_what_is_not_installed_is_named(
 
 def test_a_server_that_does_not_start_says_its_last_words(tiny: Artifact, tmp_path: Path) -> None:
     broken = compare.Peer("Broken", "no_such_module", "json", "peers")
-    with pytest.raises(compare.Failure, match=r"Broken did not start: .*No module named no_such_module"):
-        next(started(broken, tiny, tmp_path))
+    with (
+        pytest.raises(Failure, match=r"Broken did not start: .*No module named no_such_module"),
+        started(broken, tiny, tmp_path),
+    ):
+        pass
 
 
 def test_what_a_server_leaves_behind_is_ended() -> None:
@@ -192,10 +196,10 @@ def test_what_a_server_leaves_behind_is_ended() -> None:
 
 
 def test_one_client_is_held_against_the_work_itself() -> None:
-    rows = [
-        {"server": compare.PODIUM, "connections": 1, "mean": 6.0, "total": 5.0},
-        {"server": compare.LIMIT, "connections": 1, "mean": 4.0, "total": None},
-    ]
-    said = compare.alone(rows)
-    assert said is not None and "4.00 ms" in said and "5.00 ms (1.25 x)" in said and "6.00 ms (1.50 x)" in said
-    assert compare.alone(rows[:1]) is None and compare.alone([row | {"connections": 16} for row in rows]) is None
+    def row(server: str, mean: float, total: float | None) -> compare.Row:
+        return compare.Row(server, "tiny", None, None, None, 1, 9.0, mean, mean, mean, total, 0, [])
+
+    rows = [row(compare.PODIUM, 6.0, 5.0), row(compare.LIMIT, 4.0, None)]
+    line = compare.alone(rows)
+    assert line is not None and "4.00 ms" in line and "5.00 ms (1.25 x)" in line and "6.00 ms (1.50 x)" in line
+    assert compare.alone(rows[:1]) is None and compare.alone([replace(row, connections=16) for row in rows]) is None

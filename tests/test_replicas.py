@@ -46,27 +46,22 @@ def outcome(latency: float, queue: float, inference: float, size: int) -> load.O
     return load.Outcome(200, latency, 0.0, {"predictions": [], "timing_ms": times, "batch_size": size})
 
 
-def test_service_times_are_told_by_batch_and_without_waiting() -> None:
-    found = replicas.service_times(
+def test_service_times_are_by_batch_and_without_waiting() -> None:
+    times = replicas.service_times(
         [outcome(30.0, 5.0, 10.0, 2), outcome(12.0, 0.0, 6.0, 1), load.Outcome("timeout", 1.0, 0.0)]
     )
-    assert found == {"engine_ms": {"1": [6.0], "2": [10.0]}, "around_ms": [15.0, 6.0]}
+    assert times == {"engine_ms": {"1": [6.0], "2": [10.0]}, "around_ms": [15.0, 6.0]}
 
 
 def test_a_loss_fails_the_command_and_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcomes = [outcome(10.0, 0.0, 5.0, 1), load.Outcome(502, 3.0, 0.0)]
-    item = load.record(load.Scenario(rate=5), outcomes, 1.0, None, None)
-    item |= {
-        "kind": "replicas",
-        "phase": "killed",
-        "refused": 0,
-        "lost": 1,
-        "retried": 1,
-        "slowest_ms": 10.0,
+    item = {
+        **load.record(load.Scenario(rate=5), outcomes, 1.0, None, None),
+        "kind": "replicas", "phase": "killed", "refused": 0, "lost": 1, "retried": 1, "slowest_ms": 10.0,
         "by_replica": [1, 1],
-    }
+    }  # fmt: skip
     monkeypatch.setattr(replicas, "measure", lambda *_: [item])
     assert main(["replicas", "resnet50"]) == 1
     out, err = capsys.readouterr()

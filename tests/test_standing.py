@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +15,13 @@ import pytest
 from benchmarks import records
 from benchmarks.__main__ import main
 from benchmarks.campaigns import all as campaigns
-from benchmarks.campaigns import cases, checks, copies, hostile, overload, target
+from benchmarks.campaigns import cases, checks, copies, hostile, overload
 from benchmarks.campaigns.checks import Campaign, Check
 from benchmarks.campaigns.overload import Flood
+from benchmarks.campaigns.target import Target, likeliest
 from benchmarks.load.bodies import Body
-from benchmarks.load.wire import Pool, Reply, Wire, get, metric, once, post
+from benchmarks.load.loops import Done
+from benchmarks.load.wire import Pool, Reply, Wire, again_after, get, metric, once, post, statuses
 from benchmarks.process import ROOT, free_port
 from models.console import Usage
 from serving.artifact import Artifact
@@ -68,26 +70,24 @@ def test_what_may_be_answered(may: str, allowed: list[int]) -> None:
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-def against(talk: Talk, ask: Callable[[int], Awaitable[object]]) -> object:
-    """What `ask` gives, with the port of a server of which every connection is `talk`."""
+@asynccontextmanager
+async def listening(talk: Talk) -> AsyncIterator[int]:
+    """The port of a server on which every connection is `talk`; every talk has ended after the block."""
+    talks: list[asyncio.Task[None]] = []
 
-    async def both() -> object:
-        talks: list[asyncio.Task[None]] = []
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        talks.append(task)
+        with suppress(OSError, asyncio.IncompleteReadError):  # the client may hang up first
+            await talk(reader, writer)
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
-        async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            talks.append(asyncio.current_task())  # type: ignore[arg-type]
-            with suppress(OSError, asyncio.IncompleteReadError):  # the client may hang up first
-                await talk(reader, writer)
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
-
-        async with await asyncio.start_server(one, "127.0.0.1", 0) as server:
-            found = await ask(server.sockets[0].getsockname()[1])
-            await asyncio.gather(*talks)
-            return found
-
-    return asyncio.run(both())
+    async with await asyncio.start_server(connection, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+        await asyncio.gather(*talks)
 
 
 def says(*pieces: bytes) -> Talk:
@@ -101,6 +101,9 @@ def says(*pieces: bytes) -> Talk:
     return talk
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
 @pytest.mark.parametrize(
     ("pieces", "status", "body"),
     [
@@ -108,28 +111,39 @@ def says(*pieces: bytes) -> Talk:
         ([b"HTTP/1.1 404 No", b"t Found\r\ncontent-length: 4\r\n", b"\r\nab", b"cd"], 404, b"abcd"),
         ([b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n", b"to the ", b"end"], 400, b"to the end"),
         ([b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 413 x\r\nContent-Length: 0\r\n\r\n"], 413, b""),
+        ([CHUNKED + b"2\r\nhi\r\n0\r\n\r\n"], 200, b"hi"),
+        ([CHUNKED + b"2;a=b\r\nh", b"i\r\nA\r\n0123456789\r", b"\n0\r\nTrailer: a\r\n", b"\r\n"], 200, b"hi0123456789"),
+        ([CHUNKED + b"5\r\ncut"], 0, b""),
         ([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\ncut"], 0, b""),
         ([b"HTTP/1.1 200"], 0, b""),
         ([], 0, b""),
     ],
 )
-def test_an_answer_is_read_to_its_end_or_is_none(pieces: list[bytes], status: int, body: bytes) -> None:
-    found = against(says(*pieces), lambda port: once(port, get("/")))
-    assert isinstance(found, Reply) and (found.status, found.body) == (status, body)
+async def test_an_answer_is_read_to_its_end_or_is_none(pieces: list[bytes], status: int, body: bytes) -> None:
+    async with listening(says(*pieces)) as port:
+        reply = await once(port, get("/"))
+    assert (reply.status, reply.body, reply.lost) == (status, body, "" if status else "disconnected")
 
 
-def test_nobody_there_is_no_answer() -> None:
-    assert asyncio.run(once(free_port(), get("/"))).status == 0
+async def test_an_answer_that_is_not_http_is_told_at_once() -> None:
+    for pieces in ([b"SSH-2.0-OpenSSH\r\n\r\n"], [CHUNKED + b"many\r\n"]):
+        async with listening(says(*pieces)) as port:
+            assert (await once(port, get("/"))).outcome == "not HTTP"
 
 
-def test_no_answer_in_time_is_none() -> None:
+async def test_nobody_there_is_no_answer() -> None:
+    assert await once(free_port(), get("/")) == Reply(lost="unreachable")
+
+
+async def test_no_answer_in_time_is_none() -> None:
     async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    assert against(silent, lambda port: once(port, get("/"), 0.05)) == Reply()
+    async with listening(silent) as port:
+        assert await once(port, get("/"), 0.05) == Reply(lost="timeout")
 
 
-def test_a_pool_keeps_its_connections_and_counts_those_in_use() -> None:
+async def test_a_pool_keeps_its_connections_and_counts_those_in_use() -> None:
     connections = 0
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -140,22 +154,22 @@ def test_a_pool_keeps_its_connections_and_counts_those_in_use() -> None:
             end = b"Connection: close\r\n" if last else b""
             writer.write(b"HTTP/1.1 200 OK\r\n" + end + b"Content-Length: 0\r\n\r\n")
 
-    async def ask(port: int) -> tuple[list[int], int]:
+    async with listening(talk) as port:
         pool = Pool(port)
         replies = [await pool.ask(get("/")) for _ in range(4)]
         replies += await asyncio.gather(*(pool.ask(get("/")) for _ in range(2)))
         pool.close()
-        return [reply.status for reply in replies], pool.most
-
-    assert against(talk, ask) == ([200] * 6, 2)
+    assert [reply.status for reply in replies] == [200] * 6 and pool.most == 2
     assert connections == 3, "one that said close, one that was kept, and one beside it"
 
 
 def test_a_reply_knows_its_headers_and_its_json() -> None:
+    assert statuses([Reply(429), Reply(200), Reply(lost="timeout"), Reply(200)]) == {"200": 2, "429": 1, "timeout": 1}
+    assert again_after(Reply(429)) == again_after(Reply(lost="timeout")) == 0.01 and again_after(Reply(200)) == 0
     reply = Reply(429, b"HTTP/1.1 429 x\r\nRetry-After: 3\r\ncontent-type: a", b'{"predictions": [{"class_id": 7}]}')
     assert (reply.header(b"retry-after"), reply.header(b"server")) == (b"3", None)
-    assert target.likeliest(reply) == 7
-    assert target.likeliest(reply._replace(body=b"[]")) == target.likeliest(Reply()) == -1
+    assert likeliest(reply) == 7
+    assert likeliest(reply._replace(body=b"[]")) == likeliest(Reply()) == -1
 
 
 def test_what_is_sent_by_hand_is_http() -> None:
@@ -164,21 +178,19 @@ def test_what_is_sent_by_hand_is_http() -> None:
     assert {b"Content-Type: image/png", b"Content-Length: 4", b"A: b"} <= set(head.split(b"\r\n"))
 
 
-def test_a_connection_can_be_hung_up() -> None:
+async def test_a_connection_can_be_hung_up() -> None:
     seen = []
 
     async def talk(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         seen.append(await reader.read())
 
-    async def ask(port: int) -> bool:
+    async with listening(talk) as port:
         wire = await Wire.to(port)
         wire.send(b"half")
         await asyncio.sleep(0.01)
         wire.close()
         await asyncio.sleep(0.01)
-        return wire.open
-
-    assert against(talk, ask) is False and seen == [b"half"]
+    assert not wire.open and seen == [b"half"]
 
 
 # --- what is concluded ------------------------------------------------------------------------------------------------
@@ -197,7 +209,7 @@ def test_a_metric_is_the_sum_over_its_labels() -> None:
     assert metric(text, "b") is None and metric(text, "a", 's="t"') is None and metric(text, "a_sum", 's="v"') is None
 
 
-def test_hostile_requests_are_held_to_what_they_may_get() -> None:
+async def test_hostile_requests_are_held_to_what_they_may_get() -> None:
     """Against a server that answers everything 422, and 500 where the bytes say so."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -206,21 +218,17 @@ def test_hostile_requests_are_held_to_what_they_may_get() -> None:
         if b"/drop" not in sent:
             writer.write(b"HTTP/1.1 " + status + b" x\r\nContent-Length: 0\r\n\r\n")
 
-    def case(target: str, may: str = cases.BAD) -> cases.Case:
-        return cases.Case("f", f"{target} {may}", cases.request(target=target), may)
+    def case(path: str, may: str = cases.BAD) -> cases.Case:
+        return cases.Case("f", f"{path} {may}", cases.request(target=path), may)
 
     sent = [case("/bad"), case("/crash"), case("/fine"), case("/fine", cases.EITHER), case("/drop")]
     sent += [case("/drop", cases.PARSER), case("/crash", cases.PARSER)]
 
-    async def ask(port: int) -> object:
-        server = target.Server.__new__(target.Server)
-        server.port, server.pool = port, Pool(port)
-        found = await hostile.send_cases(wish(), server, iter(sent * 10))
-        server.pool.close()
-        return found
-
-    asked, good = against(talk, ask)  # type: ignore[misc]
-    verdicts = {name.removeprefix("f: "): allowed for name, _, allowed in asked}
+    async with listening(talk) as port:
+        pool = Pool(port)
+        asked, good = await hostile.send_cases(target(), pool, iter(sent * 10))
+        pool.close()
+    verdicts = {case.name: case.allows(reply.status) for case, reply in asked}
     assert verdicts == {
         "/bad 4xx": True, "/crash 4xx": False, "/fine 4xx": False, "/fine 4xx or 200": True, "/drop 4xx": False,
         "/drop 4xx or closed": True, "/crash 4xx or closed": False,
@@ -228,57 +236,51 @@ def test_hostile_requests_are_held_to_what_they_may_get() -> None:
     assert len(asked) == 70 and len(good) == 1
 
 
-def wish(folder: Path = Path()) -> target.Wish:
+def target() -> Target:
     bodies = [Body(bytes(size), "image/jpeg") for size in (300, 100, 200)]
-    return target.Wish("tiny", "auto", "auto", bodies, True, folder)
+    return Target("tiny", "auto", "auto", bodies, True, Path())
 
 
-def test_the_photographs_are_told_by_size() -> None:
-    assert b"Content-Length: 200\r\n" in wish().request and b"Content-Length: 100\r\n" in wish().smallest
+def test_photographs_are_chosen_by_size() -> None:
+    assert b"Content-Length: 200\r\n" in target().request and b"Content-Length: 100\r\n" in target().smallest
 
 
 def flood() -> Flood:
     """100 a second; then a thousand a second, of which 100 are accepted and 900 refused; then 100 a second again."""
     ok, refused = Reply(200, b"", b"{}"), Reply(429, b"HTTP/1.1 429 x\r\nretry-after: 1")
-    calm = [(i / 100, i / 100 + 0.01, ok) for i in range(100)]
-    sent = [(i / 1000, (i / 1000, i / 1000 + 0.1, refused if i % 10 else ok)) for i in range(1000)]
-    return Flood(calm, 1.0, sent, 0.9, 1.0, [(1 + begin, 1 + end, reply) for begin, end, reply in calm])
+    calm = [Done(i / 100, i / 100, i / 100 + 0.01, ok) for i in range(100)]
+    sent = [Done(i / 1000, i / 1000, i / 1000 + 0.1, refused if i % 10 else ok) for i in range(1000)]
+    rest = [Done(1 + done.due, 1 + done.sent, 1 + done.ended, ok) for done in calm]
+    return Flood(calm, 1.0, sent, 0.9, 1.0, rest)
 
 
 def failing(campaign: Campaign) -> list[str]:
     return [check.what for check in campaign.checks if not check.holds]
 
 
-def test_an_overload_that_is_stood_passes() -> None:
-    found = flood().judged()
-    assert failing(found) == [] and found.passed
-    assert found.figures["statuses"] == {"200": 100, "429": 900} and found.figures["capacity_per_s"] == 100
+def test_an_overload_that_is_withstood_passes() -> None:
+    campaign = flood().judged()
+    assert failing(campaign) == [] and campaign.passed
+    assert campaign.figures["statuses"] == {"200": 100, "429": 900} and campaign.figures["capacity_per_s"] == 100
 
 
 def test_an_overload_fails_for_what_went_wrong() -> None:
-    def with_outcome(which: int, reply: Reply, took: float = 0.1) -> Flood:
-        made = flood()
-        due, (begin, *_) = made.outcomes[which]
-        made.outcomes[which] = due, (begin, begin + took, reply)
-        return made
+    sent = flood().sent
+
+    def failing_with(requests: list[Done[Reply]]) -> list[str]:
+        return failing(replace(flood(), sent=requests).judged())
 
     for lost in (Reply(), Reply(500), Reply(504)):
-        assert failing(with_outcome(0, lost).judged()) == ["lost"]
-    assert failing(with_outcome(1, Reply(503, b"HTTP/1.1 503 x")).judged()) == ["of these without Retry-After"]
-    late = flood()
-    late.outcomes = [
-        (due, (begin, end + 3 * (reply.status == 200), reply)) for due, (begin, end, reply) in late.outcomes
-    ]
-    assert failing(late.judged()) == ["p99 of accepted requests"]
-    slow = flood()
-    slow.outcomes = [
-        (due, (begin, end + 3 * (reply.status == 429), reply)) for due, (begin, end, reply) in slow.outcomes
-    ]
-    assert failing(slow.judged()) == ["p99 of refusals"]
-    # A client that could not offer as much has not overloaded it, whatever it had in mind.
-    behind = flood()
-    behind.outcomes = [(due, (3 * begin, 3 * end, reply)) for due, (begin, end, reply) in behind.outcomes]
-    assert "offered, times the capacity" in failing(behind.judged())
+        assert failing_with([replace(sent[0], answer=lost), *sent[1:]]) == ["lost"]
+    mute = replace(sent[1], answer=Reply(503, b"HTTP/1.1 503 x"))
+    assert failing_with([sent[0], mute, *sent[2:]]) == ["of these without Retry-After"]
+    late = [replace(done, ended=done.ended + 3 * (done.answer.status == 200)) for done in sent]
+    assert failing_with(late) == ["p99 of accepted requests"]
+    slow = [replace(done, ended=done.ended + 3 * (done.answer.status == 429)) for done in sent]
+    assert failing_with(slow) == ["p99 of refusals"]
+    # A client that could not offer as much has not overloaded the service, whatever it was told to do.
+    behind = [replace(done, sent=3 * done.sent, ended=3 * done.ended) for done in sent]
+    assert "offered, times the capacity" in failing_with(behind)
     gone = replace(flood(), rest=[])
     assert failing(gone.judged()) == ["until 90% of the capacity is back"]
     dead = replace(flood(), before=[])
@@ -390,7 +392,7 @@ BY_MACHINE_TOO = ("times the capacity", "of what is usual", "cores busy")
 
 
 @pytest.mark.slow
-def test_the_service_stands_every_campaign_in_brief(
+def test_the_service_withstands_every_campaign_in_brief(
     tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Ten times what this network does is more than a server of any kind takes in.

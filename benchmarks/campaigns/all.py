@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,16 +21,17 @@ from benchmarks.campaigns.connections import connections
 from benchmarks.campaigns.costly import costly
 from benchmarks.campaigns.hangups import hangups
 from benchmarks.campaigns.hostile import hostile
+from benchmarks.campaigns.killed import killed
 from benchmarks.campaigns.misfits import misfits
 from benchmarks.campaigns.overload import overload
-from benchmarks.campaigns.signals import killed, terminated
 from benchmarks.campaigns.soak import soak
 from benchmarks.campaigns.swaps import swaps
-from benchmarks.campaigns.target import Wish
+from benchmarks.campaigns.target import Target
+from benchmarks.campaigns.terminated import terminated
 from benchmarks.load.bodies import Body
 from models.console import Failure
 
-CAMPAIGNS: dict[str, Callable[[Wish], Coroutine[Any, Any, Campaign]]] = {
+CAMPAIGNS: dict[str, Callable[[Target], Coroutine[Any, Any, Campaign]]] = {
     "hostile": hostile,
     "overload": overload,
     "terminated": terminated,
@@ -52,22 +54,21 @@ def run(
     brief: bool,
     tell: Callable[[str], object] = lambda _: None,
 ) -> Iterator[Campaign]:
-    """The campaigns called `names`, one after the other; one that cannot go on has failed, and says why."""
+    """Run the campaigns called `names`, one after the other; one that cannot go on has failed, and says why."""
     open_files()
     with TemporaryDirectory(prefix="podium-standing-") as folder:
-        wish = Wish(tag, engine, precision, bodies, brief, Path(folder), tell)
+        target = Target(tag, engine, precision, bodies, brief, Path(folder), tell)
         for name in names:
             tell(name)
             began = time.perf_counter()
             try:
-                found = uvloop.run(CAMPAIGNS[name](wish))
+                campaign = uvloop.run(CAMPAIGNS[name](target))
             except (Failure, OSError) as error:
-                found = Campaign(name, [Check("went to its end", False, "=", True)], {"reason": str(error)})
-            found.seconds = time.perf_counter() - began
-            yield found
+                campaign = Campaign(name, [Check("went to its end", False, "=", True)], {"reason": str(error)})
+            yield replace(campaign, seconds=time.perf_counter() - began)
 
 
 def open_files() -> None:
-    """As many files as the system lets this process and its servers have: each connection is one in both."""
+    """Allow this process and its servers as many files as the system grants: each connection is one in both."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

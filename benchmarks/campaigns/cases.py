@@ -55,6 +55,10 @@ class Case:
     request: bytes
     may: str = BAD
 
+    @property
+    def title(self) -> str:
+        return f"{self.family}: {self.name}"
+
     def allows(self, status: int) -> bool:
         """Whether `status` is right for it; 0 is a connection that was closed without an answer."""
         if status == 0:

@@ -1,9 +1,9 @@
-"""What a campaign came to: figures held to bounds, as lines, a table and JSON."""
+"""The result of a campaign: figures held against bounds, as lines, a table and JSON."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ SIGNS: dict[str, Callable[[float, float], bool]] = {"<=": operator.le, ">=": ope
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that must hold; `found` None is a figure that could not be had, and does not."""
+    """One thing that must hold. If `found` is None, it was not measured and does not hold."""
 
     what: str
     found: float | None
@@ -29,13 +29,13 @@ class Check:
         return self.found is not None and SIGNS[self.sign](self.found, self.bound)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Campaign:
-    """What one campaign came to."""
+    """The result of one campaign."""
 
     name: str
-    checks: list[Check]
-    figures: dict[str, Any] = field(default_factory=dict)
+    checks: Sequence[Check]
+    figures: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -49,23 +49,23 @@ class Campaign:
             "passed": self.passed,
             "seconds": round(self.seconds, 1),
             "checks": checks,
-            "figures": self.figures,
+            "figures": dict(self.figures),
         }
 
 
 def line(campaign: CampaignRecord) -> str:
-    """One campaign in a line."""
+    """One campaign on one line."""
     failed = [check for check in campaign["checks"] if not check["holds"]]
-    said = "; ".join(f"{c['what']}: {value(c['found'], c['unit'])}, not {bound(c)}" for c in failed)
+    reasons = "; ".join(f"{c['what']}: {value(c['found'], c['unit'])}, not {bound(c)}" for c in failed)
     if reason := campaign["figures"].get("reason"):
-        said = f"{said} ({reason})"
-    verdict = f"failed: {said}" if failed else f"passed, {len(campaign['checks'])} checks"
+        reasons = f"{reasons} ({reason})"
+    verdict = f"failed: {reasons}" if failed else f"passed, {len(campaign['checks'])} checks"
     return f"{campaign['name']:<10}  {campaign['seconds']:6.1f} s  {verdict}"
 
 
 def value(found: float | None, unit: str) -> str:
     if found is None:
-        return "not found out"
+        return "not measured"
     if isinstance(found, bool):
         return "yes" if found else "no"
     text = f"{found:,}" if isinstance(found, int) or found == int(found) else significant(found)
@@ -77,7 +77,7 @@ def bound(check: CheckRecord) -> str:
     return f"{words[check['sign']]}{value(check['bound'], check['unit'])}"
 
 
-HEADER = ("campaign", "what was looked at", "found", "must be", "verdict")
+HEADER = ("campaign", "check", "found", "must be", "verdict")
 
 
 def rows(campaigns: Sequence[CampaignRecord]) -> list[tuple[str, ...]]:
@@ -92,16 +92,16 @@ def rows(campaigns: Sequence[CampaignRecord]) -> list[tuple[str, ...]]:
 
 
 def summary(document: CampaignsFile) -> str:
-    """What was found, for the terminal."""
+    """The table of every check, for the terminal."""
     return table(rows(document["campaigns"]), HEADER, right=(2, 3))
 
 
 def markdown(document: CampaignsFile) -> str:
-    """What was found, for docs/standing.md."""
+    """The table of every check, for docs/standing.md."""
     here = document["environment"]
     settings = "in brief form" if here["settings"] == "brief" else "in full"
-    said = (
+    title = (
         f"{document['network']} {document['engine']} {document['precision']}, {settings}, {here['cores']} cores "
         f"({here['cpu']}), {here['date'][:10]}:"
     )
-    return f"{said}\n\n{as_markdown(HEADER, rows(document['campaigns']), left=2)}"
+    return f"{title}\n\n{as_markdown(HEADER, rows(document['campaigns']), left=2)}"

@@ -1,4 +1,4 @@
-"""Load a running service."""
+"""The command `load`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
         help="requests per second, Poisson arrivals, timed from the intended send",
     )
     load_.add_argument("--duration", type=positive, default=10.0, metavar="S", help="of each measurement (default: 10)")
-    load_.add_argument("--slo-ms", type=positive, metavar="MS", help="state the share of requests answered within this")
+    load_.add_argument("--slo-ms", type=positive, metavar="MS", help="report the share of answers within this time")
     load_.add_argument(
         "--search", action="store_true", help="find the highest rate that keeps the 99th percentile within --slo-ms"
     )
@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
 
 def load(options: argparse.Namespace) -> int:
     from benchmarks import environment
-    from benchmarks.load import drive as loads
+    from benchmarks.load import drive
     from benchmarks.load.bodies import chosen
 
     here: records.Environment = {**environment.describe(), "settings": "load", "target": options.url}
@@ -49,22 +49,22 @@ def load(options: argparse.Namespace) -> int:
     if options.search and options.slo_ms is None:
         raise Usage("--search needs the bound to search for; give --slo-ms")
     concurrencies = options.concurrency or ([] if options.rate or options.search else [1, 4, 16])
-    plan = [loads.Scenario(concurrency=n) for n in concurrencies] + [loads.Scenario(rate=r) for r in options.rate or ()]
-    made: list[records.Load | records.Search] = []
+    plan = [drive.Scenario(concurrency=n) for n in concurrencies] + [drive.Scenario(rate=r) for r in options.rate or ()]
+    items: list[records.Load | records.Search] = []
     try:
         for scenario in console.progress(plan, "loading"):
-            made.append(loads.drive(options.url, scenario, bodies, options.duration, options.model, options.slo_ms))
-            records.write(path, records.document(here, made))
+            items.append(drive.drive(options.url, scenario, bodies, options.duration, options.model, options.slo_ms))
+            records.write(path, records.document(here, items))
         if options.search:
             with console.Bar("searching") as bar:
-                made += loads.search(
+                items += drive.search(
                     options.url, bodies, options.duration, options.model, options.slo_ms, progress=bar.advance
                 )
-            records.write(path, records.document(here, made))
+            records.write(path, records.document(here, items))
     finally:
-        if made:
-            print(loads.summary(made))
+        if items:
+            print(drive.summary(items))
             print(path)
-    if not any(records.measured(item) for item in made):
-        raise Failure(f"no request was answered: {made[0]['status'].removeprefix('failed: ')}")
+    if not any(records.measured(item) for item in items):
+        raise Failure(f"no request was answered: {items[0]['status'].removeprefix('failed: ')}")
     return 0

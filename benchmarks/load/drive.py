@@ -1,47 +1,41 @@
-"""Load on a running service, over HTTP alone, as its users put it there.
-
-Closed loop: so many requests are always in flight; each waits for its answer before the next is sent, so the service
-sets the pace and its queue never shows. Open loop: requests are due at random times (a Poisson process, MLPerf-style
-Server) whatever the service does, and a latency counts from the time a request was due, not from when the client came
-to send it; otherwise the requests that a stall delays would be missing from its cost (coordinated omission).
-"""
+"""Load on a running service, over HTTP alone, as its users put it there: the two loops, and a record of each."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
+from itertools import cycle
+from typing import Any, cast
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 import numpy as np
 
 from benchmarks import intervals, records
 from benchmarks.load.bodies import Body
+from benchmarks.load.loops import Done, after, closed_loop, open_loop
+from benchmarks.load.wire import Pool, Reply, request
 from benchmarks.rates import Rung, arrivals, highest
 from models import SPECS, console
 from models.console import Failure, Usage
 
-if TYPE_CHECKING:
-    import aiohttp
-
-
 # The first requests open connections and fill caches; they are sent and not counted.
 WARMUP_REQUESTS = 8
 
-# An answer that takes longer is counted as a timeout: its sender is gone.
-PATIENCE_S = 60.0
-
-# When the client itself sends this late at the 99th percentile, the client and not the service is being measured.
+# If the client itself sends this late at the 99th percentile, the client and not the service is being measured.
 CLIENT_LAG_MS = 10.0
 
 STAGES = ("decode", "queue", "inference")
 
-
-# In flight while the highest possible rate is found.
+# In flight while the highest possible rate is measured.
 FULL = 16
+
+# How long a client waits before it asks again a service that is not there: its absence is not a million errors.
+ABSENT_S = 0.1
+
+PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
@@ -63,17 +57,22 @@ class Scenario:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Outcome:
-    """What one request came to; times in milliseconds. `status` is the HTTP status, or a word where none came."""
+    """What became of one request; times in milliseconds. `status` is the HTTP status, or a word if none came."""
 
     status: int | str
     latency: float
     lag: float  # how much later than due it was sent
     answer: Mapping[str, Any] = field(default_factory=dict)
 
-
-Send = Callable[[], Awaitable[Outcome]]
+    @classmethod
+    def of(cls, done: Done[Reply]) -> Outcome:
+        reply, times = done.answer, (done.latency_ms, done.lag_ms)
+        if reply.status != 200:
+            return cls(reply.status or reply.lost, *times)
+        answer = reply.answer
+        return cls(200, *times, answer) if "predictions" in answer else cls("not a classification", *times)
 
 
 def drive(
@@ -81,9 +80,13 @@ def drive(
 ) -> records.Load:
     """One scenario against the service at `url` for `duration` seconds, as a record; `Usage` for an unusable URL."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    try:
+        usable = parts.scheme in PORTS and parts.hostname and (parts.port or PORTS[parts.scheme])
+    except ValueError:  # a port that is not a number
+        usable = None
+    if not usable:
         raise Usage(f"{url!r} is not an address of a service; expected http://HOST:PORT")
-    outcomes, seconds = asyncio.run(_drive(url.rstrip("/"), scenario, bodies, duration, model))
+    outcomes, seconds = asyncio.run(_drive(parts, scenario, bodies, duration, model))
     return record(scenario, outcomes, seconds, model, slo_ms)
 
 
@@ -96,124 +99,57 @@ def search(
     progress: Callable[[], object] = lambda: None,
 ) -> list[records.Load | records.Search]:
     """MLPerf-style server: the record of the full closed loop that bounds the search, and that of the highest rate
-    which keeps the bound, with every rate tried as `rungs`; "failed: reason" where none does.
+    that keeps the bound, with every rate tried as `rungs`; "failed: reason" if none does.
     """
     full = drive(url, Scenario(concurrency=FULL), bodies, duration, model, slo_ms)
     progress()
     if full["throughput_img_s"] is None:
         return [full]
-    made: dict[float, records.Load] = {}
+    by_rate: dict[float, records.Load] = {}
 
     def trial(rate: float, seed: int) -> Rung:
-        made[rate] = item = drive(url, Scenario(rate=rate, seed=seed), bodies, duration, model, slo_ms)
+        by_rate[rate] = item = drive(url, Scenario(rate=rate, seed=seed), bodies, duration, model, slo_ms)
         progress()
         # A request that failed did not meet the bound either, and a rate too low for any request shows nothing.
         latency = item["latency_ms"]
         return Rung(rate, item["within_slo"] or 0.0, latency["p99"] if latency else None)
 
     rate, rungs = highest(trial, full["throughput_img_s"])
-    last: dict[str, Any] = {**made[rungs[-1].rate], "kind": "search"}
+    last: dict[str, Any] = {**by_rate[rungs[-1].rate], "kind": "search"}
     last |= {"scenario": f"MLPerf-style server, p99 within {slo_ms:g} ms"}
     last |= {"rungs": [[rung.rate, rung.within, rung.p99_ms] for rung in rungs]}
-    found = cast(records.Search, last)
+    search = cast(records.Search, last)
     if rate is None:
-        found["rate"] = None
-        records.fail(found, records.Failed("bound", f"no rate keeps the 99th percentile within {slo_ms:g} ms"))
-    return [full, found]
+        search["rate"] = None
+        records.fail(search, records.Failed("bound", f"no rate keeps the 99th percentile within {slo_ms:g} ms"))
+    return [full, search]
 
 
 async def _drive(
-    url: str, scenario: Scenario, bodies: Sequence[Body], duration: float, model: str | None
+    url: SplitResult, scenario: Scenario, bodies: Sequence[Body], duration: float, model: str | None
 ) -> tuple[list[Outcome], float]:
-    import aiohttp
+    target = f"{url.path.rstrip('/')}/classify" + (f"?{urlencode({'model': model})}" if model else "")
+    host = url.netloc.rpartition("@")[2]
+    requests = cycle([request(body.data, body.content_type, target, host=host) for body in bodies])
+    # As many connections as there are requests: none waits for another inside the client, where nobody would see it.
+    pool = Pool(url.port or PORTS[url.scheme], url.hostname or "", url.scheme == "https")
 
-    # No limit on connections: a request must not wait for another inside the client, where nobody would see it.
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=PATIENCE_S)
-    ) as session:
-        sent = 0
+    async def ask() -> Reply:
+        return await pool.ask(next(requests))
 
-        async def send(due: float | None = None) -> Outcome:
-            nonlocal sent
-            body = bodies[sent % len(bodies)]
-            sent += 1
-            return await classify(session, url, body, model, due)
-
-        for _ in range(WARMUP_REQUESTS):
-            first = await send()
-            if first.status == "unreachable":
-                raise Failure(f"nothing answers at {url}; start the service with `bentoml serve`")
-        began = time.perf_counter()
-        if scenario.concurrency:
-            outcomes = await closed_loop(send, scenario.concurrency, duration)
-        else:
-            outcomes = await open_loop(send, arrivals(scenario.rate or 0, duration, scenario.seed))
-        return outcomes, time.perf_counter() - began
-
-
-async def closed_loop(
-    send: Send, concurrency: int, duration: float, clock: Callable[[], float] = time.perf_counter
-) -> list[Outcome]:
-    """Keep `concurrency` requests in flight for `duration` seconds, then wait for the last answers."""
-    end, outcomes = clock() + duration, list[Outcome]()
-
-    async def worker() -> None:
-        while clock() < end:
-            outcomes.append(outcome := await send())
-            if outcome.status == "unreachable":
-                # A service that is gone refuses at once; do not turn its absence into a million errors.
-                await asyncio.sleep(0.1)
-
-    await asyncio.gather(*(worker() for _ in range(concurrency)))
-    return outcomes
-
-
-async def open_loop(
-    send: Callable[[float], Awaitable[Outcome]],
-    due: Sequence[float],
-    clock: Callable[[], float] = time.perf_counter,
-    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-) -> list[Outcome]:
-    """Send a request at each time of `due` (seconds from now) without waiting for any answer; `send` gets that time."""
-    began = clock()
-    tasks = []
-    for at in due:
-        if (wait := began + at - clock()) > 0:
-            await sleep(wait)
-        tasks.append(asyncio.ensure_future(send(began + at)))
-    return list(await asyncio.gather(*tasks))
-
-
-async def classify(
-    session: aiohttp.ClientSession, url: str, body: Body, model: str | None, due: float | None
-) -> Outcome:
-    """One request to /classify; its latency counts from `due`, or from now where it has no appointed time."""
-    import aiohttp
-
-    sent = time.perf_counter()
-    due = sent if due is None else due
-    answer: Mapping[str, Any] = {}
-    try:
-        async with session.post(
-            f"{url}/classify",
-            data=body.data,
-            headers={"Content-Type": body.content_type},
-            params={"model": model} if model else {},
-        ) as response:
-            raw = await response.read()
-            done = time.perf_counter()
-            status: int | str = response.status
-            if status == 200:
-                answer = await response.json(content_type=None) if raw else {}
-    except TimeoutError:
-        status, done = "timeout", time.perf_counter()
-    except aiohttp.ClientConnectorError:
-        status, done = "unreachable", time.perf_counter()
-    except (aiohttp.ClientError, ValueError) as error:
-        status, done = type(error).__name__, time.perf_counter()
-    if status == 200 and not (isinstance(answer, dict) and "predictions" in answer):
-        status, answer = "not a classification", {}
-    return Outcome(status, 1e3 * (done - due), 1e3 * (sent - due), answer)
+    for _ in range(WARMUP_REQUESTS):
+        if (await ask()).lost == "unreachable":
+            raise Failure(f"nothing answers at {url.geturl()}; start the service with `bentoml serve`")
+    began = time.perf_counter()
+    if scenario.concurrency:
+        done = await closed_loop(
+            ask, scenario.concurrency, after(duration), lambda reply: ABSENT_S * (reply.lost == "unreachable")
+        )
+    else:
+        done = await open_loop(ask, arrivals(scenario.rate or 0, duration, scenario.seed))
+    seconds = time.perf_counter() - began
+    pool.close()
+    return list(map(Outcome.of, done)), seconds
 
 
 def record(
@@ -225,7 +161,7 @@ def record(
     first = answered[0].answer if answered else {}
     network = str(first.get("model") or model or "unknown")
     row = SPECS.get(network)
-    made: records.Load = {
+    item: records.Load = {
         **records.unmeasured(records.Failed("unanswered", "no request was due")),
         "kind": "load",
         "split_ms": None,
@@ -252,20 +188,22 @@ def record(
     if not answered:
         if errors:
             counted = ", ".join(f"{count} x {status}" for status, count in errors.items())
-            records.fail(made, records.Failed("unanswered", counted))
-        return made
-    made["status"], made["failure"] = "ok", None
-    made["latency_ms"] = intervals.latency([[o.latency for o in answered]])
-    made["throughput_img_s"] = len(answered) / seconds
-    made["split_ms"] = split(answered)
+            records.fail(item, records.Failed("unanswered", counted))
+        return item
+    item["status"], item["failure"] = "ok", None
+    item["latency_ms"] = intervals.latency([[o.latency for o in answered]])
+    item["throughput_img_s"] = len(answered) / seconds
+    item["split_ms"] = split(answered)
     sizes = [o.answer["batch_size"] for o in answered if isinstance(o.answer.get("batch_size"), int)]
-    made["mean_batch"] = mean(sizes)
-    return made
+    item["mean_batch"] = mean(sizes)
+    return item
 
 
 def split(answered: Sequence[Outcome]) -> dict[str, records.Stage] | None:
-    """Where the time of answered requests went, mean, p50 and p99 in ms: the stages that `timing_ms` of answers names,
-    the service's remainder, and transport, which is everything outside it (the network, the socket, the client).
+    """Where the time of answered requests went, mean, p50 and p99 in ms.
+
+    The stages that `timing_ms` of answers names, the rest of the service, transport (the network, the sockets), and
+    the client, which may send late.
     """
     timed = [(o, o.answer["timing_ms"]) for o in answered if isinstance(o.answer.get("timing_ms"), dict)]
     timed = [(o, t) for o, t in timed if all(isinstance(t.get(s), int | float) for s in (*STAGES, "total"))]

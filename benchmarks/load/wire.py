@@ -1,5 +1,5 @@
-"""HTTP/1.1 with as little around it as there can be: a client that shares two cores with the server it overloads, and
-that can also break off, dribble and lie, which no HTTP library lets it do.
+"""A client of HTTP/1.1 with as little around it as possible: it shares two cores with the server that it overloads. It
+can also break off, dribble and lie, which no HTTP library lets it do.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 HOST = "127.0.0.1"
 PATIENCE_S = 60.0
@@ -18,16 +19,27 @@ PATIENCE_S = 60.0
 # The server drops a connection that was quiet for 5 s; one that may be about to end is not used again.
 FRESH_S = 3.0
 
+# How long a client that got no good answer waits before it asks again.
+AGAIN_S = 0.01
+
+Lost = Literal["", "unreachable", "timeout", "disconnected", "not HTTP"]
+
 
 class Reply(NamedTuple):
-    """What came back; `status` is 0 where the connection ended, or time did, before an answer."""
+    """What came back. `status` is 0 if no whole answer came; `lost` then says why."""
 
     status: int = 0
     head: bytes = b""
     body: bytes = b""
+    lost: Lost = ""
+
+    @property
+    def outcome(self) -> str:
+        """The status, or a word for why there is none."""
+        return str(self.status or self.lost or "no answer")
 
     def header(self, name: bytes) -> bytes | None:
-        """The value of the header `name` (lower case), None where there is none."""
+        """The value of the header `name` (lower case); None without such a header."""
         for line in self.head.split(b"\r\n")[1:]:
             key, _, value = line.partition(b":")
             if key.lower() == name:
@@ -36,11 +48,21 @@ class Reply(NamedTuple):
 
     @property
     def answer(self) -> dict[str, Any]:
-        """The body's JSON, empty where it is none."""
+        """The JSON object in the body; empty if the body holds none."""
         with suppress(ValueError):
-            found = json.loads(self.body)
-            return found if isinstance(found, dict) else {}
+            answer = json.loads(self.body)
+            return answer if isinstance(answer, dict) else {}
         return {}
+
+
+def statuses(replies: Iterable[Reply]) -> dict[str, int]:
+    """How often each status came, and each word for why there was none."""
+    return dict(sorted(Counter(reply.outcome for reply in replies).items()))
+
+
+def again_after(reply: Reply) -> float:
+    """Seconds that a client waits after `reply` before it asks again."""
+    return 0.0 if reply.status == 200 else AGAIN_S
 
 
 def request(
@@ -49,9 +71,10 @@ def request(
     target: str = "/classify",
     method: str = "POST",
     headers: Sequence[tuple[str, str]] = (),
+    host: str = HOST,
 ) -> bytes:
-    """A request of HTTP/1.1, well formed where its arguments are."""
-    lines = [f"{method} {target} HTTP/1.1", f"Host: {HOST}", f"Content-Length: {len(body)}"]
+    """A request of HTTP/1.1, well formed if its arguments are."""
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(body)}"]
     lines += [f"Content-Type: {content_type}"] if content_type is not None else []
     lines += [f"{name}: {value}" for name, value in headers]
     return "\r\n".join([*lines, "", ""]).encode() + body
@@ -66,10 +89,26 @@ def get(target: str) -> bytes:
 
 
 def metric(text: str, name: str, label: str = "") -> float | None:
-    """The sum of a metric in what `/metrics` said, over its samples with `label`; None where there is none."""
+    """The sum of a metric in the text of `/metrics`, over its samples with `label`; None without such samples."""
     labels = rf"{{[^}}]*{label}[^}}]*}}"
-    found = re.findall(rf"^{name}(?:{labels}){'' if label else '?'} (\S+)$", text, re.MULTILINE)
-    return sum(map(float, found)) if found else None
+    values = re.findall(rf"^{name}(?:{labels}){'' if label else '?'} (\S+)$", text, re.MULTILINE)
+    return sum(map(float, values)) if values else None
+
+
+def dechunked(data: bytearray, at: int) -> tuple[bytes, int] | None:
+    """The chunked body that begins at `at`, and the place behind it; None while it is not whole.
+
+    Raises `ValueError` for a chunk without a size.
+    """
+    body = bytearray()
+    while (line := data.find(b"\r\n", at)) >= 0:
+        size = int(data[at:line].partition(b";")[0], 16)
+        if size == 0:
+            end = data.find(b"\r\n\r\n", line)
+            return None if end < 0 else (bytes(body), end + 4)
+        body += data[line + 2 : line + 2 + size]
+        at = line + 2 + size + 2
+    return None
 
 
 class Wire(asyncio.Protocol):
@@ -84,9 +123,9 @@ class Wire(asyncio.Protocol):
         self.used = time.monotonic()
 
     @classmethod
-    async def to(cls, port: int) -> Wire:
-        """A connection; raises `OSError` where nobody listens."""
-        _, wire = await asyncio.get_running_loop().create_connection(cls, HOST, port)
+    async def to(cls, port: int, host: str = HOST, tls: bool = False) -> Wire:
+        """A connection; raises `OSError` if nobody listens."""
+        _, wire = await asyncio.get_running_loop().create_connection(cls, host, port, ssl=tls or None)
         return wire
 
     async def ask(self, request: bytes, patience: float = PATIENCE_S) -> Reply:
@@ -106,13 +145,13 @@ class Wire(asyncio.Protocol):
                 return await self._waiting
         except TimeoutError:
             self.close()
-            return Reply()
+            return Reply(lost="timeout")
         finally:
             self._waiting = None
             self.used = time.monotonic()
 
     async def drained(self) -> None:
-        """Until what was sent is on its way, so that a slow reader is not sent all at once."""
+        """Wait until what was sent is on its way, so that a slow reader is not sent everything at once."""
         if self._room is not None:
             await self._room
 
@@ -128,7 +167,7 @@ class Wire(asyncio.Protocol):
     # Called by the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport, self.open = cast(asyncio.Transport, transport), True  # uvloop's is no subclass of it
+        self.transport, self.open = cast(asyncio.Transport, transport), True  # uvloop's is not a subclass
 
     def data_received(self, data: bytes) -> None:
         self._came += data
@@ -148,39 +187,61 @@ class Wire(asyncio.Protocol):
         self._look()
 
     def _look(self) -> None:
-        """Give out the answer if it is whole; without a length it goes on to the connection's end."""
+        """Hand the answer to whoever waits for it, once it is whole or cannot come any more."""
         if self._waiting is None or self._waiting.done():
             return
+        try:
+            reply = self._whole()
+        except ValueError:
+            self.close()
+            reply = Reply(lost="not HTTP")
+        if reply is None and not self.open:
+            reply = Reply(lost="disconnected")
+        if reply is not None:
+            self._waiting.set_result(reply)
+
+    def _whole(self) -> Reply | None:
+        """The next answer, taken out of what came; None while it is not whole. Raises `ValueError` if it is not HTTP.
+
+        Without a length and without chunks it ends with the connection.
+        """
         end = self._came.find(b"\r\n\r\n")
         if end < 0:
-            if not self.open:
-                self._waiting.set_result(Reply())
-            return
-        found = Reply(int(self._came[9:12]), bytes(self._came[:end]))
-        length = found.header(b"content-length")
-        last = end + 4 + int(length) if length is not None else len(self._came)
-        if 100 <= found.status < 200:  # "go on", and the answer is still to come
-            del self._came[: end + 4]
-            self._look()
-        elif (length is not None and len(self._came) >= last) or not self.open:
-            whole = length is None or len(self._came) >= last
-            self._waiting.set_result(found._replace(body=bytes(self._came[end + 4 : last])) if whole else Reply())
-            del self._came[:last]
-            self.answers += 1
-            if found.header(b"connection") == b"close":
-                self.open = False
+            return None
+        reply, begin = Reply(int(self._came[9:12]), bytes(self._came[:end])), end + 4
+        if 100 <= reply.status < 200:  # "go on", and the answer is still to come
+            del self._came[:begin]
+            return self._whole()
+        if (length := reply.header(b"content-length")) is not None:
+            last = begin + int(length)
+            if len(self._came) < last:
+                return None
+            body = bytes(self._came[begin:last])
+        elif reply.header(b"transfer-encoding") == b"chunked":
+            if (chunks := dechunked(self._came, begin)) is None:
+                return None
+            body, last = chunks
+        elif self.open:
+            return None
+        else:
+            body, last = bytes(self._came[begin:]), len(self._came)
+        del self._came[:last]
+        self.answers += 1
+        if reply.header(b"connection") == b"close":
+            self.open = False
+        return reply._replace(body=body)
 
 
 class Pool:
-    """Connections that are kept and used again, as many as there are requests at once."""
+    """Connections to one server that are kept and used again, as many as there are requests at once."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, port: int, host: str = HOST, tls: bool = False) -> None:
+        self.port, self._host, self._tls = port, host, tls
         self._idle: list[Wire] = []
         self.most = self._asking = 0  # requests at once
 
     async def ask(self, request: bytes, patience: float = PATIENCE_S) -> Reply:
-        """The answer; status 0 also where nobody listens."""
+        """The answer; its `status` is 0 also if nobody listens."""
         self._asking += 1
         self.most = max(self.most, self._asking)
         try:
@@ -196,11 +257,14 @@ class Pool:
             wire.close()
         else:
             try:
-                wire = await Wire.to(self.port)
+                async with asyncio.timeout(patience):
+                    wire = await Wire.to(self.port, self._host, self._tls)
+            except TimeoutError:
+                return Reply(lost="timeout")
             except OSError:
-                return Reply()
+                return Reply(lost="unreachable")
         try:
-            found = await wire.ask(request, patience)
+            reply = await wire.ask(request, patience)
         except BaseException:
             wire.close()
             raise
@@ -208,7 +272,7 @@ class Pool:
             self._idle.append(wire)
         else:
             wire.close()
-        return found
+        return reply
 
     def close(self) -> None:
         while self._idle:
@@ -216,12 +280,9 @@ class Pool:
 
 
 async def once(port: int, request: bytes, patience: float = PATIENCE_S) -> Reply:
-    """The answer on a connection of its own; status 0 also where nobody listens."""
+    """The answer on a connection of its own; its `status` is 0 also if nobody listens."""
+    pool = Pool(port)
     try:
-        wire = await Wire.to(port)
-    except OSError:
-        return Reply()
-    try:
-        return await wire.ask(request, patience)
+        return await pool.ask(request, patience)
     finally:
-        wire.close()
+        pool.close()

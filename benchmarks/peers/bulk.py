@@ -1,37 +1,37 @@
-"""Bulk beside its limit and beside a loop over HTTP, round after round, so that a slow spell of the machine strikes all
-alike. What is not its turn is not running: each way is started for its turn and ended after it.
+"""Bulk beside its limit and beside a loop over HTTP, round after round.
+
+So a slow spell of the machine strikes all alike. Each way is started for its turn and ended after it.
 
 The limit is decoding and the engine alone in one process (`benchmarks.peers.limit`): no file is read, no class ranked,
 nothing written. Each round takes the faster of an engine of one thread and one of every core.
 
-Bulk is the command as a user types it, on a folder of links to the photographs. Three rates are told, for they answer
+Bulk is the command as a user types it, on a folder of links to the photographs. It has three rates, because they answer
 three questions:
 
     steady      images done over time, by the times of the parts' files: what one more million takes
-    summary     what the command says: from the connection to Ray to the last part, its actors' start included
-    whole       from the process's begin to its end: importing, listing, starting and stopping Ray too
+    summary     what the command says: from the connection to Ray to the last part, the start of its actors included
+    whole       from the start of the process to its end: importing, listing, starting and stopping Ray too
 """
 
 from __future__ import annotations
 
-import http.client
+import asyncio
 import json
-import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
+from benchmarks.load.wire import Pool, post
 from benchmarks.peers import compare
-from benchmarks.process import ROOT
+from benchmarks.process import ROOT, environment
 from models.console import Failure, table
 from serving.artifact import Artifact
 from serving.runtime import Choice, cores
@@ -44,7 +44,21 @@ BATCH = 16  # of the limit, as bulk's own
 IN_FLIGHT = 2 * BATCH
 WARMUP_S = 1.0
 
-Look = dict[str, Any]  # of one way in one round: `rate` in images/s, and what else was seen
+Look = dict[str, Any]  # one way in one round: `rate` in images/s, and what else was seen
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way; `rate` is the median over `rounds` in images/s, then as a multiple of the limit's and of the loop's."""
+
+    way: str
+    network: str
+    engine: str
+    precision: str
+    rate: float
+    of_limit: float
+    of_loop: float
+    rounds: list[Look]
 
 
 def measure(
@@ -55,8 +69,8 @@ def measure(
     rounds: int,
     seconds: float,
     advance: Callable[[], object],
-) -> list[dict[str, Any]]:
-    """A row for every way, with the look of every round; `advance` is called four times a round."""
+) -> list[Row]:
+    """A row for every way; `advance` is called four times a round."""
     looks: dict[str, list[Look]] = {way: [] for way in (LIMIT, STEADY, SUMMARY, WHOLE, CLIENTS, LOOP)}
     with TemporaryDirectory(prefix="podium-bulk-") as name:
         folder = Path(name)
@@ -74,32 +88,26 @@ def measure(
             for way, look in over_http(artifact, choice, files, photographs, folder, seconds).items():
                 looks[way].append(look)
             advance()
-    medians = {way: statistics.median(look["rate"] for look in found) for way, found in looks.items()}
+    rates = {way: median(look["rate"] for look in rounds) for way, rounds in looks.items()}
     return [
-        {
-            "way": way,
-            "network": artifact.network,
-            "engine": choice.engine,
-            "precision": choice.precision,
-            "rate": medians[way],
-            "of_limit": medians[way] / medians[LIMIT],
-            "of_loop": medians[way] / medians[LOOP],
-            "rounds": found,
-        }
-        for way, found in looks.items()
-    ]
+        Row(
+            way, artifact.network, choice.engine, choice.precision, rates[way], rates[way] / rates[LIMIT],
+            rates[way] / rates[LOOP], looks[way],
+        )
+        for way in looks
+    ]  # fmt: skip
 
 
 def many(photographs: Sequence[Path], folder: Path, count: int) -> list[Path]:
     """`count` links to the photographs in turn, a thousand to a folder: they come from memory, whatever the disk."""
-    made = []
+    links = []
     for i in range(count):
         photograph = photographs[i % len(photographs)].resolve()
         target = folder / f"{i // 1000:04}" / f"{i:07}{photograph.suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(photograph)
-        made.append(target)
-    return made
+        links.append(target)
+    return links
 
 
 def limit(artifact: Artifact, choice: Choice, threads: int, photographs: Sequence[Path], seconds: float) -> Look:
@@ -112,9 +120,8 @@ def bulk(artifact: Artifact, choice: Choice, source: Path, out: Path, count: int
     """The three rates of one run of the command, which must have an answer for every image."""
     command = [sys.executable, "-m", "serving", "bulk", str(source), "--model", artifact.tag, "--out", str(out)]
     command += ["--engine", choice.engine, "--precision", choice.precision]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     began = time.perf_counter()
-    if subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=False).returncode:
+    if subprocess.run(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, check=False).returncode:
         raise Failure("the bulk run failed; its message is above")
     wall = time.perf_counter() - began
     summary = json.loads((out / "_summary.json").read_text("utf-8"))
@@ -132,8 +139,8 @@ def bulk(artifact: Artifact, choice: Choice, source: Path, out: Path, count: int
 def steady(out: Path, count: int) -> tuple[float, float]:
     """(images per second, seconds) from the first part to the last; the rate is the slope of images over parts' times.
 
-    A line through all the points, for actors that keep step finish their parts together: between the first and the
-    last point alone it would matter which of them was the first.
+    The slope is that of a line through all points. Actors that keep step finish their parts together, so between the
+    first and the last point alone it would matter which of them came first.
     """
     part_size = json.loads((out / "_manifest.json").read_text("utf-8"))["part_size"]
     parts = sorted((path.stat().st_mtime, path.name) for path in out.glob("part-*.parquet"))
@@ -158,39 +165,33 @@ def over_http(
     podium = next(peer for peer in compare.PEERS if peer.name == compare.PODIUM)
     bodies = compare.written(map(compare.multipart, photographs), folder, "form")
     job = compare.job(artifact, choice, podium)
-    with compare.server(podium, job, bodies[0].read_bytes(), folder) as url:
-        ask = compare.loader(url, bodies)
+    with compare.server(podium, job, bodies[0].read_bytes(), folder) as port:
+        ask = compare.loader(port, bodies)
         ask(AT_ONCE, WARMUP_S)
         full = ask(AT_ONCE, seconds)
         return {
             CLIENTS: {"rate": full.rate, "errors": full.errors},
-            LOOP: {"rate": loop(url, files, seconds)},
+            LOOP: {"rate": asyncio.run(loop(port, files, seconds))},
         }
 
 
-def loop(url: str, files: Sequence[Path], seconds: float) -> float:
+async def loop(port: int, files: Sequence[Path], seconds: float) -> float:
     """Images per second of a plain loop over files: read one, send it, read the answer; one connection is kept."""
-    address = urlsplit(url)
-    done, began = 0, time.perf_counter()
-    with closing(http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)) as connection:
-        while (passed := time.perf_counter() - began) < seconds:
-            body = files[done % len(files)].read_bytes()
-            connection.request("POST", "/classify", body, {"Content-Type": "application/octet-stream"})
-            response = connection.getresponse()
-            answer = json.load(response)
-            if response.status != 200:
-                raise Failure(f"the service answered {response.status}: {answer}")
-            done += 1
+    pool, done, began = Pool(port), 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < seconds:
+        reply = await pool.ask(post(files[done % len(files)].read_bytes(), "application/octet-stream"), 30.0)
+        if reply.status != 200:
+            raise Failure(f"the service answered {reply.outcome}: {reply.answer}")
+        done += 1
+    pool.close()
     return done / passed
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> str:
+def summary(rows: Sequence[Row]) -> str:
     """One line a way: images per second, and how much that is of the limit and of a plain loop over HTTP."""
     lines = []
     for row in rows:
-        rates = [look["rate"] for look in row["rounds"]]
-        lines.append(
-            (row["way"], f"{row['rate']:.1f}", f"{min(rates):.1f} to {max(rates):.1f}", f"{row['of_limit']:.2f}",
-             f"{row['of_loop']:.2f}")
-        )  # fmt: skip
+        rates = [look["rate"] for look in row.rounds]
+        span = f"{min(rates):.1f} to {max(rates):.1f}"
+        lines.append((row.way, f"{row.rate:.1f}", span, f"{row.of_limit:.2f}", f"{row.of_loop:.2f}"))
     return table(lines, ("", "images/s", "lowest to highest", "x in one process", "x a loop"), right=range(1, 5))

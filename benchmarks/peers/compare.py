@@ -1,38 +1,37 @@
-"""Podium and its peers side by side: started, warmed, loaded and ended in turn, round after round, so that each has the
-machine to itself, as it has in use, and a slow spell of the machine strikes all alike.
+"""Podium and its peers side by side: started, warmed, loaded and ended in turn, round after round.
 
-The load is a closed loop of multipart requests with photographs, from `wrk` where it is installed, else from our own
-client, which takes more of the processor it shares with the servers. Podium has a second turn, with the pixels
-themselves through the Open Inference Protocol. Figures are medians over the rounds.
+So each server has the machine to itself, as it has in use, and a slow spell of the machine strikes all alike. The load
+is a closed loop of multipart requests with photographs, from `wrk` if it is installed, else from our own client, which
+takes more of the processor that it shares with the servers. Podium has a second turn, with pixels instead of a
+photograph, through the Open Inference Protocol. Figures are medians over the rounds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.load.drive import Outcome, closed_loop
-from benchmarks.load.wire import metric
+from benchmarks.load.loops import Done, after, closed_loop
+from benchmarks.load.servers import Server, bentoml
+from benchmarks.load.wire import Pool, Reply, get, metric, once, post
 from benchmarks.peers.work import VARIABLE
-from benchmarks.process import ROOT, Child, end, free_port
+from benchmarks.process import Child, free_port
 from models.console import Failure, table
 from models.preprocess import pixels
 from serving.artifact import Artifact
@@ -43,7 +42,6 @@ CONTENT_TYPE = f"multipart/form-data; boundary={BOUNDARY}"
 
 MAX_BATCH = 8
 BATCH_DELAY_S = 0.005  # LitServe waits that long for a batch to fill; at 0 it forms none
-READY_WITHIN_S = 120.0
 WARMUP_S = 2.0
 WRK = Path(__file__).with_name("wrk.lua")
 
@@ -52,7 +50,7 @@ PODIUM, TENSORS, LIMIT = "Podium", "Podium, uint8 tensors", "no server"
 
 @dataclass(frozen=True)
 class Peer:
-    """A server: what starts it, the package it needs, the extra that has it; whether pixels and engine are ours."""
+    """A server: its program, the package it needs, the extra with that package; whether pixels and engine are ours."""
 
     name: str
     program: str
@@ -67,17 +65,13 @@ class Peer:
 
     @property
     def missing(self) -> str | None:
-        return (
-            None
-            if find_spec(self.package)
-            else f"{self.name}: {self.package} is not installed; pip install 'podium[{self.extra}]'"
-        )
+        """Why it cannot run here; None if it can."""
+        if find_spec(self.package):
+            return None
+        return f"{self.name}: {self.package} is not installed; pip install 'podium[{self.extra}]'"
 
     def command(self, port: int) -> list[str]:
-        if self.package == "bentoml":
-            bentoml = str(Path(sys.executable).with_name("bentoml"))
-            return [bentoml, "serve", self.program, "--host", "127.0.0.1", "--port", str(port)]
-        return [sys.executable, "-m", self.program]
+        return bentoml(self.program, port) if self.package == "bentoml" else [sys.executable, "-m", self.program]
 
 
 def both(name: str, program: str, package: str, extra: str, max_batch: int = 1) -> tuple[Peer, Peer]:
@@ -96,7 +90,7 @@ PEERS = (
     *both("Ray Serve, batches",      "benchmarks.peers.with_ray",             "ray",      "peers-ray", max_batch=MAX_BATCH),  # noqa: E501
     Peer(PODIUM,                     "service:Podium",                        "bentoml",  "bench", ours=True, max_batch=MAX_BATCH),  # noqa: E501
 )
-# The same way through without decoding and without an engine: what the servers themselves cost.
+# The same requests without decoding and without an engine: what the servers themselves cost.
 EMPTY = (
     Peer("Starlette alone",          "benchmarks.peers.with_starlette_alone", "starlette", "bench"),
     Peer("BentoML, image endpoint",  "benchmarks.peers.with_bentoml_alone:Image",  "bentoml",  "bench"),
@@ -126,14 +120,34 @@ Ask = Callable[[int, float], Look]  # connections, seconds
 
 
 @dataclass(frozen=True)
+class Row:
+    """One server under one number of connections; figures are medians over `rounds`."""
+
+    server: str
+    network: str
+    engine: str | None
+    precision: str | None
+    pixels: str | None  # whose they are
+    connections: int
+    rate: float
+    p50: float
+    p99: float
+    mean: float
+    total: float | None
+    errors: int  # of all rounds
+    rounds: list[Look]
+
+
+@dataclass(frozen=True)
 class Post:
     """Where bodies go, and with which headers."""
 
     path: str
-    headers: dict[str, str]
+    content_type: str
+    headers: tuple[tuple[str, str], ...] = ()
 
 
-FORMS = Post("/classify", {"Content-Type": CONTENT_TYPE})
+FORMS = Post("/classify", CONTENT_TYPE)
 
 
 def compare(
@@ -145,8 +159,8 @@ def compare(
     seconds: float,
     peers: Sequence[Peer],
     progress: Callable[[Iterable[Any], str], Iterable[Any]],
-) -> list[dict[str, Any]]:
-    """A row for every server and number of connections, with the look of every round."""
+) -> list[Row]:
+    """A row for every server and number of connections."""
     looks: dict[tuple[str, int], list[Look]] = {}
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="podium-peers-")))
@@ -162,40 +176,34 @@ def compare(
                 if peer is None:
                     asks[LIMIT] = turn.enter_context(limit(job(artifact, choice, None), photographs))
                 else:
-                    url = turn.enter_context(server(peer, job(artifact, choice, peer), bodies[0], folder))
-                    asks[peer.label] = loader(url, forms)
+                    port = turn.enter_context(server(peer, job(artifact, choice, peer), bodies[0], folder))
+                    asks[peer.label] = loader(port, forms)
                     if peer.label == PODIUM and peers is not EMPTY:
-                        asks[PODIUM] = with_total(asks[PODIUM], url)
-                        asks[TENSORS] = loader(url, arrays, infer)
+                        asks[PODIUM] = with_total(asks[PODIUM], port)
+                        asks[TENSORS] = loader(port, arrays, infer)
                 for label, ask in asks.items():
                     ask(max(connections), WARMUP_S)
                     for n in connections:
                         looks.setdefault((label, n), []).append(ask(n, seconds))
-    own = {peer.label for peer in peers if not peer.ours}
+    plain = {peer.label for peer in peers if not peer.ours}
 
-    def behind(label: str) -> dict[str, str | None]:
-        """The engine behind a server, and whose pixels it was given."""
+    def behind(label: str) -> tuple[str | None, str | None, str | None]:
+        """The engine behind a server, its precision, and whose pixels it was given."""
         if peers is EMPTY:
-            return {"engine": None, "precision": None, "pixels": None}
-        engine, pixels = ("onnxruntime", "its own") if label in own else (choice.engine, "ours")
-        return {"engine": engine, "precision": choice.precision, "pixels": "given" if label == TENSORS else pixels}
+            return None, None, None
+        engine, pixels = ("onnxruntime", "its own") if label in plain else (choice.engine, "ours")
+        return engine, choice.precision, "given" if label == TENSORS else pixels
 
-    return [
-        {
-            "server": label,
-            "network": artifact.network,
-            **behind(label),
-            "connections": n,
-            **{
-                name: statistics.median(getattr(look, name) for look in found)
-                for name in ("rate", "p50", "p99", "mean")
-            },
-            "total": statistics.median(totals) if (totals := [o.total for o in found if o.total]) else None,
-            "errors": sum(look.errors for look in found),
-            "rounds": [asdict(look) for look in found],
-        }
-        for (label, n), found in looks.items()
-    ]
+    def row(label: str, connections: int, rounds: list[Look]) -> Row:
+        engine, precision, pixels = behind(label)
+        rate, p50, p99, mean = (median(getattr(one, name) for one in rounds) for name in ("rate", "p50", "p99", "mean"))
+        total = median(totals) if (totals := [look.total for look in rounds if look.total]) else None
+        errors = sum(look.errors for look in rounds)
+        return Row(
+            label, artifact.network, engine, precision, pixels, connections, rate, p50, p99, mean, total, errors, rounds
+        )
+
+    return [row(label, connections, rounds) for (label, connections), rounds in looks.items()]
 
 
 def job(artifact: Artifact, choice: Choice, peer: Peer | None) -> dict[str, Any]:
@@ -216,18 +224,21 @@ def multipart(path: Path) -> bytes:
 
 def binary_tensors(artifact: Artifact, photographs: Sequence[Path]) -> tuple[list[bytes], Post]:
     """The pixels of every photograph as a request in the Open Inference Protocol's binary form, and where it goes."""
-    found = []
+    tensors = []
     for photograph in photographs:
         with Image.open(photograph) as image:
-            found.append(pixels(image, artifact.preprocess).tobytes())
-    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *artifact.preprocess.shape]}
-    said = {
-        "inputs": [tensor | {"parameters": {"binary_data_size": len(found[0])}}],
+            tensors.append(pixels(image, artifact.preprocess).tobytes())
+    described = {"name": "image", "datatype": "UINT8", "shape": [1, *artifact.preprocess.shape]}
+    document = {
+        "inputs": [described | {"parameters": {"binary_data_size": len(tensors[0])}}],
         "outputs": [{"name": "probabilities", "parameters": {"binary_data": True}}],
     }
-    head = json.dumps(said).encode()
-    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
-    return [head + tensor for tensor in found], Post(f"/v2/models/{artifact.network}/infer", headers)
+    head = json.dumps(document).encode()
+    post = Post(
+        f"/v2/models/{artifact.network}/infer", "application/octet-stream",
+        (("Inference-Header-Content-Length", str(len(head))),),
+    )  # fmt: skip
+    return [head + tensor for tensor in tensors], post
 
 
 def written(bodies: Iterable[bytes], folder: Path, kind: str) -> list[Path]:
@@ -240,117 +251,83 @@ def written(bodies: Iterable[bytes], folder: Path, kind: str) -> list[Path]:
 
 
 @contextmanager
-def server(peer: Peer, work: dict[str, Any], body: bytes, folder: Path) -> Iterator[str]:
-    """`peer` on a free port of this machine alone: its address, once it answers. Ended by its process id."""
+def server(peer: Peer, work: dict[str, Any], body: bytes, folder: Path) -> Iterator[int]:
+    """`peer` on a port of this machine alone, once it answers; ended after."""
     port = free_port()
-    log = folder / f"{port}.log"
-    environment = {
-        **os.environ,
+    variables = {
         VARIABLE: json.dumps({**work, "port": port}),
-        "BENTOML_DO_NOT_TRACK": "True",
         "RAY_USAGE_STATS_ENABLED": "0",
         "PODIUM_MODELS": work["tag"],
         "PODIUM_ENGINE": work["engine"],
         "PODIUM_PRECISION": work["precision"],
         "PODIUM_THREADS": str(work["threads"]),
         "PODIUM_MAX_BATCH": str(MAX_BATCH),
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-        # A BentoML server empties this folder, which otherwise it shares with any the user may run.
+        # A BentoML server empties this folder, which it would otherwise share with any other that runs.
         "PROMETHEUS_MULTIPROC_DIR": str(folder / f"{port}.metrics"),
     }
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            peer.command(port), cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True,  # its children are ended with it
-        )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
+    running = Server(peer.label, port, peer.command(port), folder / f"{port}.log", variables)
+
+    async def ready() -> bool:
+        return bool(await predictions(port, body))
+
     try:
-        deadline = time.monotonic() + READY_WITHIN_S
-        while predictions(url, body) is None:
-            if process.poll() is not None or time.monotonic() > deadline:
-                last = (log.read_text("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
-                raise Failure(f"{peer.label} did not start: {last}")
-            time.sleep(0.1)
-        yield url
+        asyncio.run(running.until(ready))
+        yield port
     finally:
-        end(process)
+        running.close()
 
 
-def predictions(url: str, body: bytes) -> list[dict[str, Any]] | None:
-    """What the server at `url` says of one photograph; None while it does not answer well."""
-    request = urllib.request.Request(f"{url}/classify", data=body, headers={"Content-Type": CONTENT_TYPE})  # noqa: S310
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
-            answer = json.load(response)
-    except (OSError, ValueError):
-        return None
+async def predictions(port: int, body: bytes) -> list[dict[str, Any]]:
+    """What the server says about one photograph; empty while it gives no good answer."""
+    reply = await once(port, post(body, CONTENT_TYPE), 30.0)
+    if reply.status != 200:
+        return []
+    answer = json.loads(reply.body)
     # A batchable method of BentoML takes a list and answers with one.
-    found: list[dict[str, Any]] = (answer[0] if isinstance(answer, list) else answer)["predictions"]
-    return found
+    predictions: list[dict[str, Any]] = (answer[0] if isinstance(answer, list) else answer)["predictions"]
+    return predictions
 
 
 def client() -> str:
     return "wrk" if shutil.which("wrk") else "benchmarks.load"
 
 
-def loader(url: str, files: Sequence[Path], post: Post = FORMS) -> Ask:
-    """What loads the server at `url` with the bodies in `files`, one after the other."""
-    return with_wrk(url, files, post) if client() == "wrk" else with_our_client(url, files, post)
+def loader(port: int, files: Sequence[Path], to: Post = FORMS) -> Ask:
+    """What loads the server at `port` with the bodies in `files`, one after the other."""
+    return with_wrk(port, files, to) if client() == "wrk" else with_our_client(port, files, to)
 
 
-def with_wrk(url: str, files: Sequence[Path], post: Post = FORMS) -> Ask:
+def with_wrk(port: int, files: Sequence[Path], to: Post = FORMS) -> Ask:
     def ask(connections: int, seconds: float) -> Look:
-        command = [
-            "wrk",
-            "--threads",
-            "1",
-            "--connections",
-            str(connections),
-            "--duration",
-            f"{max(1, round(seconds))}s",
-        ]
-        for name, value in post.headers.items():
+        command = ["wrk", "--threads", "1", "--connections", str(connections), "--timeout", "30s"]
+        command += ["--duration", f"{max(1, round(seconds))}s"]
+        for name, value in (("Content-Type", to.content_type), *to.headers):
             command += ["--header", f"{name}: {value}"]
-        command += ["--timeout", "30s", "--script", str(WRK), f"{url}{post.path}", "--", *map(str, files)]
+        command += ["--script", str(WRK), f"http://127.0.0.1:{port}{to.path}", "--", *map(str, files)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         try:
-            found = json.loads(done.stdout.strip().splitlines()[-1])
+            counted = json.loads(done.stdout.strip().splitlines()[-1])
         except (ValueError, IndexError):
             raise Failure(f"wrk failed: {' '.join((done.stderr or done.stdout).split())[:300]}") from None
-        return Look(**found | {"requests": found["requests"] - found["errors"]})
+        return Look(**counted | {"requests": counted["requests"] - counted["errors"]})
 
     return ask
 
 
-def with_our_client(url: str, files: Sequence[Path], post: Post = FORMS) -> Ask:
-    import aiohttp
+def with_our_client(port: int, files: Sequence[Path], to: Post = FORMS) -> Ask:
+    requests = [post(file.read_bytes(), to.content_type, to.path, *to.headers) for file in files]
 
-    bodies = [file.read_bytes() for file in files]
-
-    async def drive(connections: int, seconds: float) -> tuple[list[Outcome], float]:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            sent = 0
-
-            async def send() -> Outcome:
-                nonlocal sent
-                body, began = bodies[sent % len(bodies)], time.perf_counter()
-                sent += 1
-                status: int | str
-                try:
-                    async with session.post(f"{url}{post.path}", data=body, headers=post.headers) as response:
-                        await response.read()
-                        status = response.status
-                except aiohttp.ClientError as error:
-                    status = type(error).__name__
-                return Outcome(status, 1e3 * (time.perf_counter() - began), 0.0)
-
-            began = time.perf_counter()
-            return await closed_loop(send, connections, seconds), time.perf_counter() - began
+    async def drive(connections: int, seconds: float) -> tuple[list[Done[Reply]], float]:
+        pool, turn, began = Pool(port), cycle(requests), time.perf_counter()
+        done = await closed_loop(lambda: pool.ask(next(turn)), connections, after(seconds))
+        passed = time.perf_counter() - began
+        pool.close()
+        return done, passed
 
     def ask(connections: int, seconds: float) -> Look:
-        outcomes, passed = asyncio.run(drive(connections, seconds))
-        good = [o.latency for o in outcomes if o.status == 200]
-        return Look(len(good), passed, *latencies(good), len(outcomes) - len(good))
+        done, passed = asyncio.run(drive(connections, seconds))
+        good = [each.latency_ms for each in done if each.answer.status == 200]
+        return Look(len(good), passed, *latencies(good), len(done) - len(good))
 
     return ask
 
@@ -363,20 +340,19 @@ def latencies(values: Sequence[float]) -> tuple[float, float, float]:
     return float(p50), float(p99), float(np.mean(values))
 
 
-def with_total(ask: Ask, url: str) -> Ask:
-    """`ask` of Podium at `url`, and what its metrics say that a request took in the meantime."""
+def with_total(ask: Ask, port: int) -> Ask:
+    """`ask` of Podium at `port`, and what its metrics say that a request took in the meantime."""
 
     def seconds_and_count() -> tuple[float, float]:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:  # noqa: S310
-            text = response.read().decode()
+        text = asyncio.run(once(port, get("/metrics"), 30.0)).body.decode()
         took, images = (metric(text, f"podium_stage_seconds_{part}", 'stage="total"') for part in ("sum", "count"))
         return took or 0.0, images or 0.0
 
     def look(connections: int, seconds: float) -> Look:
         before, earlier = seconds_and_count()
-        found = ask(connections, seconds)
-        after, later = seconds_and_count()
-        return replace(found, total=1e3 * (after - before) / (later - earlier) if later > earlier else None)
+        seen = ask(connections, seconds)
+        took, later = seconds_and_count()
+        return replace(seen, total=1e3 * (took - before) / (later - earlier) if later > earlier else None)
 
     return look
 
@@ -394,42 +370,37 @@ def limit(work: dict[str, Any], photographs: Sequence[Path]) -> Iterator[Ask]:
         yield ask
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> str:
-    """One line a server: requests per second and latencies by connections, and how many times its rate Podium's is."""
-    counts = list(dict.fromkeys(row["connections"] for row in rows))
-    by_server: dict[str, dict[int, dict[str, Any]]] = {}
+def summary(rows: Sequence[Row]) -> str:
+    """One line a server: requests per second and latencies by connections, and its rate as a multiple of Podium's."""
+    counts = list(dict.fromkeys(row.connections for row in rows))
+    by_server: dict[str, dict[int, Row]] = {}
     for row in rows:
-        by_server.setdefault(row["server"], {})[row["connections"]] = row
+        by_server.setdefault(row.server, {})[row.connections] = row
     ours = by_server.get(PODIUM)
     header = ["server", "engine", "pixels"]
     for n in counts:
         header += [f"req/s at {n}", "lowest to highest", "p50 ms", "p99 ms", *["x Podium"] * (ours is not None)]
     lines = []
-    for name, found in by_server.items():
-        first = next(iter(found.values()))
-        line = [
-            name,
-            f"{first['engine']} {first['precision']}" if first["engine"] else "none",
-            first["pixels"] or "none",
-        ]
+    for name, by_connections in by_server.items():
+        first = next(iter(by_connections.values()))
+        line = [name, f"{first.engine} {first.precision}" if first.engine else "none", first.pixels or "none"]
         for n in counts:
-            row = found[n]
-            rates = [look["requests"] / look["seconds"] for look in row["rounds"]]
-            line += [f"{row['rate']:.1f}", f"{min(rates):.1f} to {max(rates):.1f}"]
-            line += [f"{row['p50']:.1f}", f"{row['p99']:.1f}"]
-            line += [f"{row['rate'] / ours[n]['rate']:.2f}"] if ours else []
-        lines.append((*line, sum(row["errors"] for row in found.values())))
+            row = by_connections[n]
+            rates = [look.rate for look in row.rounds]
+            line += [f"{row.rate:.1f}", f"{min(rates):.1f} to {max(rates):.1f}", f"{row.p50:.1f}", f"{row.p99:.1f}"]
+            line += [f"{row.rate / ours[n].rate:.2f}"] if ours else []
+        lines.append((*line, sum(row.errors for row in by_connections.values())))
     return table(lines, (*header, "errors"), right=range(3, len(header) + 1))
 
 
-def alone(rows: Sequence[dict[str, Any]]) -> str | None:
-    """What the work itself takes, and one client waits, in the service and in all; None without such rows."""
-    found = {row["server"]: row for row in rows if row["connections"] == 1}
-    if not (PODIUM in found and LIMIT in found and found[PODIUM]["total"]):
+def alone(rows: Sequence[Row]) -> str | None:
+    """How long one client waits, beside what the work itself and the service take; None without such rows."""
+    by_server = {row.server: row for row in rows if row.connections == 1}
+    ours, work = by_server.get(PODIUM), by_server.get(LIMIT)
+    if not (ours and work and ours.total):
         return None
-    ours, work = found[PODIUM], found[LIMIT]["mean"]
     return (
-        f"one client alone, means: decoding and engine without a server {work:.2f} ms; {PODIUM} from the body's "
-        f"last byte to the answer {ours['total']:.2f} ms ({ours['total'] / work:.2f} x), "
-        f"to its client {ours['mean']:.2f} ms ({ours['mean'] / work:.2f} x)"
+        f"one client alone, means: decoding and engine without a server {work.mean:.2f} ms; {PODIUM} from the body's "
+        f"last byte to the answer {ours.total:.2f} ms ({ours.total / work.mean:.2f} x), "
+        f"to its client {ours.mean:.2f} ms ({ours.mean / work.mean:.2f} x)"
     )
