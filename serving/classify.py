@@ -36,7 +36,7 @@ from serving.errors import (
     UnknownModel,
     Unloadable,
 )
-from serving.images import Picture
+from serving.images import Picture, why_slow
 from serving.limits import costly_decoders
 from serving.memory import bound_heap, give_back_memory
 from serving.metrics import Metrics
@@ -151,6 +151,8 @@ class Serving:
         """Load and warm every model; ready afterwards."""
         bound_heap()
         await asyncio.to_thread(Image.init)  # else Pillow would look for its formats in the first request
+        if why := await asyncio.to_thread(why_slow):
+            log.warning(why)
         for artifact in self.artifacts:
             opened, max_batch = await asyncio.to_thread(self._load, artifact)
             model = self.models[artifact.network] = self._model(artifact, opened, max_batch)

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from models.preprocess import Preprocess
+from models.preprocess import Preprocess, kernel_agrees
 from serving.errors import DamagedImage, RequestError
 from serving.images import decode_here, printable
 from serving.limits import BODY_COPIES, Limits
@@ -31,6 +31,7 @@ def main(descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as connection, connection.makefile("rb") as requests:
         restrict()
         Image.init()
+        kernel_agrees()
         said, begin = Said(), address_space()
         connection.sendall(READY)
         while head := requests.read(2 * LENGTH.size):

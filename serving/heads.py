@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ BYTE_NANOSECONDS = 15.0  # for each byte of a JPEG's scans
 MOST_SEGMENTS, PLAIN_SEGMENTS = 1024, 64
 MOST_EXIFS = 32  # Pillow copies those before to add one
 PLAIN_METADATA = 256 << 10  # bytes; Pillow walks some of it in Python
+PLAIN_MARKERS = (0xC0, 0xC4, 0xDB, 0xDD, 0xFE)  # frame, tables, restarts, comment: Pillow takes nothing else from them
 PLAIN_SCANS = 32  # libjpeg's own script for a progressive picture has 10
 PLAIN_CHUNKS = 4096  # of a PNG; at 8 kB each they hold 32 MB
 PLAIN_TEXTS = 4  # compressed PNG chunks; each may grow to a megabyte
@@ -36,13 +37,19 @@ PLAIN_DIRECTORY = 1 << 20  # bytes that the entries of one EXIF directory point 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Size in pixels (0: the head does not tell), `memory` in bytes at the decoder's peak, `seconds` of processor."""
+    """Size in pixels (0: the head does not tell), `memory` in bytes at the decoder's peak, `seconds` of processor.
+
+    `plain` is a baseline JPEG of three components in one scan: every decoder built on libjpeg-turbo makes the same
+    pixels of it. `annotated` says that it has metadata which only Pillow reads: it may turn the picture.
+    """
 
     width: int
     height: int
     memory: int
     seconds: float
     unusual: str = ""
+    plain: bool = False
+    annotated: bool = False
 
 
 def read(name: str, body: bytes) -> Head:
@@ -66,6 +73,7 @@ def jpeg(body: bytes) -> Head:
     """Segments up to the first scan. A picture in one scan, as cameras write it, costs no look at the rest."""
     at, segments, exifs = 2, 0, 0
     frame, marker, turned, unusual = 0, 0, False, ""
+    plain, annotated = True, False
     while True:
         if body[at] != 0xFF:
             return unread("there is something between its segments")
@@ -80,6 +88,9 @@ def jpeg(body: bytes) -> Head:
                 f"the JPEG has more than the {MOST_SEGMENTS:,} segments allowed before its picture; "
                 "save it without its metadata"
             )
+        if marker not in PLAIN_MARKERS and not (marker == 0xE0 and size >= 16):
+            annotated = True
+            plain = plain and marker != 0xEE  # Adobe's says which colours these are
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if frame:
                 return unread("it has two frames")
@@ -93,13 +104,15 @@ def jpeg(body: bytes) -> Head:
             known, turned = directory(body, at + 10, at + 2 + size)
             unusual = unusual or known
         elif marker == 0xE2 and body[at + 4 : at + 8] == b"MPF\0":
-            unusual = unusual or directory(body, at + 8, at + 2 + size)[0]
+            unusual, plain = unusual or directory(body, at + 8, at + 2 + size)[0], False
         at += 2 + size
     if not frame:
         return unread("it has a scan before a frame")
     if segments > PLAIN_SEGMENTS or at > PLAIN_METADATA or exifs > 1:
         unusual = unusual or f"{segments} segments of {at:,} bytes stand before its picture"
-    return jpeg_frame(body, frame, at, turned, unusual)
+    head = jpeg_frame(body, frame, at, turned, unusual)
+    plain = plain and body[frame + 1] == 0xC0 and body[frame + 9] == 3 == body[at + 4]
+    return replace(head, plain=plain and not head.unusual, annotated=annotated)
 
 
 def jpeg_frame(body: bytes, frame: int, scan: int, turned: bool, unusual: str) -> Head:

@@ -14,16 +14,23 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
+import PIL
 from PIL import Image, UnidentifiedImageError
 
-from models.preprocess import Pixels, Preprocess, flatten, full_scale, pixels
+from models.preprocess import Pixels, Preprocess, fast_pixels, flatten, full_scale, kernel_agrees, pixels
 from serving import heads
 from serving.costly import Costly
 from serving.errors import DamagedImage, TooLarge, UnsupportedImage
 from serving.heads import Head
 from serving.limits import HERE_BYTES, HERE_SECONDS, Limits
 from serving.sandbox import Sandbox, shared
+
+try:
+    import simplejpeg
+except ImportError:  # no wheel for this machine
+    simplejpeg = None
 
 # The formats we take, by the bytes they begin with.
 SIGNATURES = (
@@ -101,8 +108,17 @@ def decode(body: bytes, recipe: Preprocess, limits: Limits, sandbox: Sandbox | N
     return Picture(body, limits, sandbox).pixels(recipe)
 
 
-def check(body: bytes, recipe: Preprocess, limits: Limits) -> tuple[str, bool]:
-    """The format of `body`, and whether it may be decoded in this process.
+class Checked(NamedTuple):
+    """The format of an image, whether it may be decoded in this process, and whether the fast decoder may try it."""
+
+    name: str
+    ordinary: bool
+    fast: bool
+    annotated: bool
+
+
+def check(body: bytes, recipe: Preprocess, limits: Limits) -> Checked:
+    """What the head of `body` declares.
 
     Raises `UnsupportedImage`, `TooLarge` and `DamagedImage`.
     """
@@ -122,7 +138,11 @@ def check(body: bytes, recipe: Preprocess, limits: Limits) -> tuple[str, bool]:
             f"decoding this {name} of {head.width:,} x {head.height:,} pixels takes about {seconds:,.0f} s "
             f"of processor time; {limits.seconds:,g} are allowed; send it smaller, or saved anew as a plain JPEG"
         )
-    return name, not head.unusual and taken <= HERE_BYTES and seconds <= min(HERE_SECONDS, limits.seconds)
+    here = min(HERE_SECONDS, limits.seconds)
+    ordinary = not head.unusual and taken <= HERE_BYTES and seconds <= here
+    # What the fast decoder gives up, Pillow decodes from the beginning.
+    fast = ordinary and head.plain and recipe.mode == "RGB" and seconds <= here / 2
+    return Checked(name, ordinary, fast, head.annotated)
 
 
 def scaled(head: Head, recipe: Preprocess) -> int:
@@ -134,6 +154,32 @@ def scaled(head: Head, recipe: Preprocess) -> int:
 def memory(head: Head, recipe: Preprocess) -> int:
     """Bytes that decoding and scaling take at their peak, beside the encoded image."""
     return head.memory + 2 * heads.COLOUR * scaled(head, recipe)
+
+
+def decode_fast(body: bytes, annotated: bool, recipe: Preprocess) -> Pixels | None:
+    """The pixels of a plain JPEG, without Pillow; None where Pillow is needed, or is to say what is wrong with it."""
+    if simplejpeg is None or not kernel_agrees():
+        return None
+    try:
+        if annotated:
+            with Image.open(io.BytesIO(body), formats=("JPEG",)) as image:
+                if image.format != "JPEG" or orientation(image) is not None:
+                    return None
+        return fast_pixels(simplejpeg.decode_jpeg(body, "RGBA"), recipe)
+    except Exception:
+        return None
+
+
+def why_slow() -> str:
+    """Why this machine makes pixels by Pillow alone, and the repair; "" if it does not."""
+    if simplejpeg is None:
+        return "JPEGs are decoded and scaled by Pillow, which takes longer: pip install simplejpeg"
+    if not kernel_agrees():
+        return (
+            "images are scaled by Pillow, which takes five times as long: our kernel is not installed, or does not "
+            f"agree with Pillow {PIL.__version__}; install Podium again where there is a C compiler"
+        )
+    return ""
 
 
 def decode_here(body: bytes, name: str, recipe: Preprocess, max_pixels: int) -> Pixels:
@@ -184,11 +230,15 @@ class Picture:
 
     def prepare(self, recipe: Preprocess) -> Pixels | Costly:
         """`pixels` at once if they are decoded in this process, else what waits for another one."""
-        name, ordinary = check(self.body, recipe, self.limits)
+        name, ordinary, fast, annotated = check(self.body, recipe, self.limits)
         if ordinary:
-            return self._once(recipe, True, partial(decode_here, self.body, name, recipe, self.limits.pixels))
+            return self._once(recipe, True, partial(self._decode, name, fast, annotated, recipe))
         sandbox = self.sandbox or shared()
         return Costly(partial(self._once, recipe, False, partial(sandbox.decode, self.body, name, recipe, self.limits)))
+
+    def _decode(self, name: str, fast: bool, annotated: bool, recipe: Preprocess) -> Pixels:
+        pixels = decode_fast(self.body, annotated, recipe) if fast else None
+        return decode_here(self.body, name, recipe, self.limits.pixels) if pixels is None else pixels
 
     def _once(self, recipe: Preprocess, ordinary: bool, make: Callable[[], Pixels]) -> Pixels:
         with self._turns[ordinary]:

@@ -79,7 +79,7 @@ def test_no_image_costs_more_than_it_may(one: Sandbox, costly: Costly) -> None:
     name, began = image_format(body), time.thread_time()
     assert name == costly.format
     try:
-        _, ordinary = check(body, RECIPE, LIMITS)
+        ordinary = check(body, RECIPE, LIMITS).ordinary
     except TooLarge as error:
         assert str(error)
         ordinary, refused = False, True
@@ -178,18 +178,18 @@ UNUSUAL = {
 
 @pytest.mark.parametrize("name", ORDINARY)
 def test_what_encoders_write_is_decoded_in_this_process(name: str) -> None:
-    assert check(ORDINARY[name], RECIPE, BIG)[1]
+    assert check(ORDINARY[name], RECIPE, BIG).ordinary
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_unusual_and_large_images_are_decoded_in_another_process(name: str) -> None:
-    assert not check(UNUSUAL[name], RECIPE, BIG)[1]
+    assert not check(UNUSUAL[name], RECIPE, BIG).ordinary
 
 
 def test_an_image_that_might_exceed_a_small_budget_is_decoded_in_another_process() -> None:
     body = saved(flat(2000), "JPEG")
-    assert check(body, RECIPE, BIG)[1]
-    assert not check(body, RECIPE, Limits(BIG.pixels, 0.08))[1]
+    assert check(body, RECIPE, BIG).ordinary
+    assert not check(body, RECIPE, Limits(BIG.pixels, 0.08)).ordinary
 
 
 @pytest.mark.parametrize("name", [*ORDINARY, *UNUSUAL])
@@ -221,7 +221,7 @@ def test_every_photograph_is_decoded_in_this_process() -> None:
     if not folder.is_dir():
         pytest.skip(f"no photographs at {SHARED}")
     for path in folder.glob("*.JPEG"):
-        assert check(path.read_bytes(), RECIPE, BIG)[1], path.name
+        assert check(path.read_bytes(), RECIPE, BIG).ordinary, path.name
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I", "F", "I;16", "RGB"])
