@@ -204,10 +204,11 @@ class Batcher:
         self.ran = self.prepared = self.prepared_costly = 0
         self._loop = asyncio.get_running_loop()
         self._buffer: Pixels = np.empty((max_batch, *shape), np.uint8)
-        # Dictionaries keep the order of arrival, and an image leaves them quickly.
-        self._undecoded: dict[Waiting, None] = {}
-        self._costly: dict[Waiting, None] = {}
-        self._ready: dict[Waiting, None] = {}
+        # The images of each stage, guarded by `workers.change`. A dictionary keeps the order of arrival, and an image
+        # leaves it quickly.
+        self.undecoded: dict[Waiting, None] = {}
+        self.costly: dict[Waiting, None] = {}
+        self.ready: dict[Waiting, None] = {}
         self._since_batch = 0  # images decoded, damaged ones included, since the first of those that are ready
         self._answered = asyncio.Event()
         self._seconds_per_image = 0.0
@@ -243,7 +244,7 @@ class Batcher:
         """
         item = Waiting(prepare, perf_counter(), self._loop.create_future())
         with self.workers.change:
-            self._undecoded[item] = None
+            self.undecoded[item] = None
             self.workers.change.notify()
         self.on_depth(self._depth)
         timer = self._loop.call_at(deadline, self._expire, item)
@@ -276,9 +277,9 @@ class Batcher:
 
     def _leave(self, item: Waiting) -> None:
         with self.workers.change:
-            self._undecoded.pop(item, None)
-            self._ready.pop(item, None)
-            self._costly.pop(item, None)
+            self.undecoded.pop(item, None)
+            self.ready.pop(item, None)
+            self.costly.pop(item, None)
         self.on_depth(self._depth)
 
     @staticmethod
@@ -295,43 +296,43 @@ class Batcher:
 
     @property
     def _depth(self) -> int:
-        return len(self._undecoded) + len(self._costly) + len(self._ready)
+        return len(self.undecoded) + len(self.costly) + len(self.ready)
 
     def due(self, now: float) -> bool:
         """Whether a batch should run now."""
-        if not self._ready:
+        if not self.ready:
             return False
         # Damaged images count too, so that many of them do not keep a good one waiting.
-        if len(self._ready) >= self.max_batch or self._since_batch >= self.max_batch:
+        if len(self.ready) >= self.max_batch or self._since_batch >= self.max_batch:
             return True
-        return not self._undecoded and (self.left(now) or 0.0) <= 0.0
+        return not self.undecoded and (self.left(now) or 0.0) <= 0.0
 
     def left(self, now: float) -> float | None:
         """Seconds that a batch which is not full may still wait to fill; None if there is no batch."""
-        if not self._ready:
+        if not self.ready:
             return None
-        return 0.0 if self.closing else next(iter(self._ready)).since + self.max_delay - now
+        return 0.0 if self.closing else next(iter(self.ready)).since + self.max_delay - now
 
     def take(self) -> list[Waiting]:
         """The next batch, without images whose client has gone; empty if none is left."""
-        batch = list(islice(self._ready, self.max_batch))
+        batch = list(islice(self.ready, self.max_batch))
         for item in batch:
-            del self._ready[item]
-        self._since_batch = len(self._ready)
+            del self.ready[item]
+        self._since_batch = len(self.ready)
         return [item for item in batch if not item.answer.done()]
 
     def take_undecoded(self) -> Waiting | None:
-        if not self._undecoded or len(self._ready) >= AHEAD * self.max_batch:
+        if not self.undecoded or len(self.ready) >= AHEAD * self.max_batch:
             return None
-        item = next(iter(self._undecoded))
-        del self._undecoded[item]
+        item = next(iter(self.undecoded))
+        del self.undecoded[item]
         return item
 
     def take_costly(self) -> Waiting | None:
-        if not self._costly or len(self._ready) >= AHEAD * self.max_batch:
+        if not self.costly or len(self.ready) >= AHEAD * self.max_batch:
             return None
-        item = next(iter(self._costly))
-        del self._costly[item]
+        item = next(iter(self.costly))
+        del self.costly[item]
         return item
 
     # In the workers' threads, without it
@@ -354,20 +355,20 @@ class Batcher:
             return
         with self.workers.change:
             item.pixels = prepared
-            if not self._ready:
+            if not self.ready:
                 self._since_batch = 0
             self._since_batch += 1
             if item.pixels is not None and not item.answer.done():
-                self._ready[item] = None
+                self.ready[item] = None
         if item.pixels is None:
             self.on_depth(self._depth)  # for images with pixels, the engine's call tells it
 
     def _hand_over(self, item: Waiting, costly: Costly) -> None:
         item.prepare = costly.prepare
         with self.workers.change:
-            waiting = len(self._costly)
+            waiting = len(self.costly)
             if not (full := waiting >= max(1, int(COSTLY_SHARE * self.max_queue))) and not item.answer.done():
-                self._costly[item] = None
+                self.costly[item] = None
                 self.workers.costly_change.notify()
         if full:
             self._send({item: Overloaded(f"{waiting} images that are costly to decode are waiting already", 1)})

@@ -249,7 +249,7 @@ async def test_concurrent_requests_share_a_batch_and_a_bad_one_fails_alone(tiny:
         await held.busy()
         bodies = [jpeg("red"), jpeg()[:300], jpeg("green"), b"junk", jpeg("blue")]
         rest = [post(client, body) for body in bodies]
-        await until(lambda: len(serving.models["tiny"].batcher._ready) == 3)
+        await until(lambda: len(serving.models["tiny"].batcher.ready) == 3)
         held.passage.set()
         answers = [await task for task in (first, *rest)]
         assert [answer.status_code for answer in answers] == [200, 200, 422, 200, 415, 200]
@@ -307,10 +307,10 @@ async def test_a_client_that_hangs_up_leaves_the_queue(tiny: Artifact) -> None:
 
         scope = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": []}
         gone = asyncio.create_task(Api(behind, serving)(scope, receive, send))
-        await until(lambda: len(batcher._ready) == 1)
+        await until(lambda: len(batcher.ready) == 1)
         hang_up.set()
         await gone
-        await until(lambda: not batcher._ready and batcher.accepted == 1)
+        await until(lambda: not batcher.ready and batcher.accepted == 1)
         assert answered == [499, None]  # what is between us and the server waits for it
         held.passage.set()
         assert (await first).status_code == 200

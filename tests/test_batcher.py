@@ -87,7 +87,7 @@ async def test_what_arrives_while_the_engine_is_busy_is_the_next_batch_in_order(
         first = asyncio.create_task(ask(to, 0))
         await gate.busy()
         others = [asyncio.create_task(ask(to, n)) for n in range(1, 7)]
-        await until(lambda: len(to._ready) == 6)
+        await until(lambda: len(to.ready) == 6)
         gate.passage.set()
         answers = await asyncio.gather(first, *others)
     assert gate.batches == [[0], [1, 2, 3, 4], [5, 6]]
@@ -138,13 +138,13 @@ async def test_a_client_that_is_gone_leaves_the_queue() -> None:
         first = asyncio.create_task(ask(to, 0))
         await gate.busy()
         gone = asyncio.create_task(ask(to, 1))
-        await until(lambda: len(to._ready) == 1)
+        await until(lambda: len(to.ready) == 1)
         assert depths[-1] == 1
         gone.cancel()
-        await until(lambda: not to._ready)
+        await until(lambda: not to.ready)
         assert depths[-1] == 0
         after = asyncio.create_task(ask(to, 2))  # there is room again
-        await until(lambda: len(to._ready) == 1)
+        await until(lambda: len(to.ready) == 1)
         gate.passage.set()
         await asyncio.gather(first, after)
     assert gone.cancelled() and gate.batches == [[0], [2]]
@@ -156,7 +156,7 @@ async def test_a_failing_engine_fails_its_batch_and_no_other() -> None:
         tasks = [asyncio.create_task(ask(to, 0))]
         await gate.busy()
         tasks += [asyncio.create_task(ask(to, n)) for n in (255, 1, 2, 3)]
-        await until(lambda: len(to._ready) == 4)
+        await until(lambda: len(to.ready) == 4)
         gate.passage.set()
         good, broken, beside, *later = await asyncio.gather(*tasks, return_exceptions=True)
     assert gate.batches == [[0], [255, 1], [2, 3]]
@@ -224,7 +224,7 @@ async def test_models_take_turns() -> None:
         tasks = [asyncio.create_task(ask(a, n)) for n in range(4)]
         await slow.busy()
         tasks += [asyncio.create_task(ask(b, n)) for n in range(2)]
-        await until(lambda: (len(a._ready), len(a._undecoded), len(b._ready)) == (2, 1, 2))
+        await until(lambda: (len(a.ready), len(a.undecoded), len(b.ready)) == (2, 1, 2))
         slow.passage.set()
         await asyncio.gather(*tasks)
     await asyncio.to_thread(workers.close)
@@ -244,7 +244,7 @@ async def test_the_fault_of_one_image_is_the_answer_to_that_image() -> None:
         await gate.busy()
         prepared = (partial(image, 1), damaged, partial(image, 2), defect)
         others = [asyncio.create_task(to.submit(one, soon())) for one in prepared]
-        await until(lambda: len(to._ready) == 2)
+        await until(lambda: len(to.ready) == 2)
         gate.passage.set()
         one, bad, two, ours = await asyncio.gather(*others, return_exceptions=True)
         await first
@@ -283,9 +283,9 @@ async def test_under_load_batches_fill_before_the_engine_runs() -> None:
     workers = Workers(1)
     async with batcher(gate, workers) as to:
         tasks = [asyncio.create_task(to.submit(held, soon()))]
-        await until(lambda: not to._undecoded and len(tasks) == 1)
+        await until(lambda: not to.undecoded and len(tasks) == 1)
         tasks += [asyncio.create_task(ask(to, n)) for n in range(1, 8)]
-        await until(lambda: len(to._undecoded) == 7)
+        await until(lambda: len(to.undecoded) == 7)
         first.set()
         await asyncio.gather(*tasks)
     await asyncio.to_thread(workers.close)
@@ -331,7 +331,7 @@ async def test_costly_images_fill_no_more_than_their_share_of_the_queue() -> Non
         first = asyncio.create_task(slow.ask(to, 0))
         await asyncio.to_thread(slow.entered.acquire)
         waiting = [asyncio.create_task(slow.ask(to, n)) for n in range(1, 13)]
-        await until(lambda: len(to._costly) == 12)
+        await until(lambda: len(to.costly) == 12)
         with pytest.raises(Overloaded, match="12 images that are costly to decode are waiting") as refused:
             await slow.ask(to, 13)
         assert refused.value.retry_after
@@ -347,7 +347,7 @@ async def test_a_costly_image_past_its_deadline_leaves_its_queue() -> None:
         await asyncio.to_thread(slow.entered.acquire)
         with pytest.raises(DeadlinePassed):
             await slow.ask(to, 1, seconds=0.01)
-        assert not to._costly
+        assert not to.costly
         slow.passage.set()
         assert (await first).scores[0] == 0
         assert not slow.entered.acquire(blocking=False), "nobody waits for it any more"
