@@ -101,7 +101,7 @@ def given(**options: Any) -> list[tuple[str, Json]]:
 
 
 def test_what_stands_beside_the_engine_is_measured_not_assumed() -> None:
-    around = scale.beside(given())
+    around = scale.overhead(given())
     # Of thirty calls of 10 ms for one and ten of 16 ms for two, of which each counts half, the median is 10 ms.
     assert around.decode == pytest.approx(0.003) and around.http == pytest.approx(0.016 - 0.010 - 0.003)
     assert around.memory_mb == pytest.approx(50.0)
@@ -111,7 +111,7 @@ def test_stages_that_took_longer_than_was_worked_tell_nothing_of_the_rest() -> N
     documents = given()
     documents[1][1]["records"][0]["cpu_seconds_per_image"] = 0.012
     with pytest.raises(Failure, match="run it again"):
-        scale.beside(documents)
+        scale.overhead(documents)
 
 
 def test_a_replica_does_less_than_its_engine_and_more_where_the_client_decodes() -> None:
@@ -124,18 +124,18 @@ def test_a_replica_does_less_than_its_engine_and_more_where_the_client_decodes()
         engine = queueing.highest_rate(service, 2.0)
         assert engine is not None and row.each < row.pixels_each < engine
         # In the long run neither the engine nor the processors have more than one second a second.
-        longest = service.times[-1] / row.max_batch + scale.beside(documents).seconds / row.cores
+        longest = service.times[-1] / row.max_batch + scale.overhead(documents).seconds / row.cores
         assert row.each <= 1 / longest
         assert (row.count(1000) - 1) * row.each < 1000 <= row.count(1000) * row.each
 
 
-def test_the_wall_is_what_takes_most_of_a_replicas_time() -> None:
+def test_the_bottleneck_is_what_takes_most_of_a_replicas_time() -> None:
     one = document(networks=("alexnet", "resnet50"), batches=(1, 4))
     slow = [("one", one), ("pair", one | {"records": [pair(one, decode=900.0, total=1.0)]})]
-    assert {row.wall for row in scale.table_rows(slow, 60_000)[0]} == {"decoding"}
+    assert {row.bottleneck for row in scale.table_rows(slow, 60_000)[0]} == {"decoding"}
     http = [("one", one), ("pair", one | {"records": [pair(one, decode=1.0, total=1.0)]})]
-    assert {row.wall for row in scale.table_rows(http, 60_000)[0]} == {"HTTP"}
-    assert {row.wall for row in scale.table_rows(given(), 2000)[0]} == {"engine"}
+    assert {row.bottleneck for row in scale.table_rows(http, 60_000)[0]} == {"HTTP"}
+    assert {row.bottleneck for row in scale.table_rows(given(), 2000)[0]} == {"engine"}
 
 
 def test_beside_a_gpu_the_processors_only_decode() -> None:
@@ -146,7 +146,7 @@ def test_beside_a_gpu_the_processors_only_decode() -> None:
             item["memory_mb"]["peak_gpu"] = 500.0
             if item.get("batch"):
                 item["cpu_seconds_per_image"] = 0.001
-    around = scale.beside(on_gpu)
+    around = scale.overhead(on_gpu)
     for row in scale.table_rows(on_gpu, 2000)[0]:
         group = capacity.series(on_gpu[0][1]["records"])[capacity.key(row.record)]
         engine = queueing.highest_rate(capacity.service_of(group, row.max_batch), 2.0)
@@ -177,7 +177,7 @@ def test_watts_and_prices_are_the_readers_or_absent(
 
 
 def test_wires_are_bytes_times_rate() -> None:
-    text = scale.wires(scale.beside(given()))
+    text = scale.wires(scale.overhead(given()))
     million = next(line for line in text.splitlines() if line.startswith("| 10,000,000"))
     assert [cell.strip() for cell in million.split("|")[2:5]] == ["8,000", "12,042", "80.0"]
     assert "| 30,000 |" in million  # 3 ms each

@@ -41,7 +41,7 @@ LOAD, COUNTS = 0.7, (1, 4, 32)
 
 
 @dataclass(frozen=True)
-class Beside:
+class Overhead:
     """Processor seconds that the service takes for an image beyond its engine call, and MB beyond its network."""
 
     decode: float
@@ -63,7 +63,7 @@ class Row:
     cores: int
     each: float  # images a second, from photographs
     pixels_each: float  # from pixels that the client has decoded
-    wall: str
+    bottleneck: str
     memory_mb: float
 
     def count(self, rate: float) -> int:
@@ -76,7 +76,7 @@ def steady(documents: Documents) -> list[Replicas]:
     return [item for item in items if measured(item) and item["phase"] == "steady"]
 
 
-def beside(documents: Documents) -> Beside:
+def overhead(documents: Documents) -> Overhead:
     """From the two-replica run; `Usage` if there is none."""
     found = steady(documents)
     if not found:
@@ -94,7 +94,7 @@ def beside(documents: Documents) -> Beside:
         )
     alone = [i for i in in_process(documents) if capacity.key(i) == capacity.key(item) and i["batch"] == 1]
     extra = (item["memory_mb"]["peak_rss"] or 0.0) - (alone[0]["memory_mb"]["peak_rss"] or 0.0) if alone else 0.0
-    return Beside(
+    return Overhead(
         decode,
         http,
         max(0.0, extra),
@@ -110,7 +110,7 @@ def table_rows(
     documents: Documents, slo_ms: float, progress: Callable[[Sequence[Any]], Iterable[Any]] = iter
 ) -> tuple[list[Row], list[str]]:
     """The rows, most accurate network first; and in words, which networks cannot keep the bound."""
-    around, rows, refused = beside(documents), [], []
+    around, rows, refused = overhead(documents), [], []
     groups: dict[tuple[str, str], list[tuple[dict[int, MeasuredCell], int]]] = {}
     for _, document in documents:
         for (network, _, precision), group in capacity.series(measured_cells(document["records"])).items():
@@ -128,7 +128,7 @@ def table_rows(
     return sorted(rows, key=lambda r: (-(r.record["top1"] or 0), r.record["network"], -r.each)), refused
 
 
-def best(group: dict[int, MeasuredCell], cores: int, around: Beside, slo_ms: float) -> Row | None:
+def best(group: dict[int, MeasuredCell], cores: int, around: Overhead, slo_ms: float) -> Row | None:
     """The largest batch's row that does most within the bound; None if no batch keeps it."""
     options = []
     for max_batch in sorted(group):
@@ -147,9 +147,9 @@ def best(group: dict[int, MeasuredCell], cores: int, around: Beside, slo_ms: flo
     assert pixels is not None  # less work on the same engine
     engine = service.times[-1] / max_batch
     decode, http = around.decode / cores, around.http / cores
-    wall = max((engine, "engine"), (decode, "decoding"), (http, "HTTP"))[1]
+    bottleneck = max((engine, "engine"), (decode, "decoding"), (http, "HTTP"))[1]
     memory = (item["memory_mb"]["peak_rss"] or 0.0) + around.memory_mb
-    return Row(item, max_batch, cores, each, max(each, pixels), wall, memory)
+    return Row(item, max_batch, cores, each, max(each, pixels), bottleneck, memory)
 
 
 def rate_of(item: MeasuredCell, service: Service, cores: int, seconds: float, slo_ms: float) -> float | None:
@@ -175,7 +175,7 @@ def whole(value: float) -> str:
 
 def networks(rows: Sequence[Row], refused: Sequence[str], watts: float | None, price: float | None, slo: float) -> str:
     """What it takes at each rate, by network and precision."""
-    header = ["network", "engine", "batch", "top-1 %", "img/s each", "from pixels", "wall"]
+    header = ["network", "engine", "batch", "top-1 %", "img/s each", "from pixels", "bottleneck"]
     header += [f"replicas at {rate:,}" for rate in RATES] + [f"memory at {RATES[-1]:,}, TB", "joules/image"]
     header += [f"kW at {RATES[-1]:,}"] if watts else []
     header += ["price of 1,000,000 images"] if price else []
@@ -186,7 +186,7 @@ def networks(rows: Sequence[Row], refused: Sequence[str], watts: float | None, p
         marked = "†" if r["weights"] == "untrained" and r["top1"] is not None else ""
         line = [
             f"{r['network']} {r['precision']}", r["engine"], str(row.max_batch), significant(r["top1"], 4) + marked,
-            whole(row.each), whole(row.pixels_each), row.wall, *(whole(row.count(rate)) for rate in RATES),
+            whole(row.each), whole(row.pixels_each), row.bottleneck, *(whole(row.count(rate)) for rate in RATES),
             significant(row.count(RATES[-1]) * row.memory_mb / 1e6),
             "not measured" if joules is None else significant(joules),
         ]  # fmt: skip
@@ -204,7 +204,7 @@ def networks(rows: Sequence[Row], refused: Sequence[str], watts: float | None, p
     return markdown(header, cells, left=2) + "\n\n" + " ".join(notes)
 
 
-def wires(around: Beside) -> str:
+def wires(around: Overhead) -> str:
     """What each rate asks of the network and of decoding, whatever the network."""
     header = (
         "images/s", "photographs in, Gbit/s", "pixels in, Gbit/s", "answers out, Gbit/s", "processors that decode",
@@ -263,7 +263,7 @@ def blocks(
     rows, refused = table_rows(documents, slo_ms, progress)
     return {
         "networks": networks(rows, refused, watts, price, slo_ms),
-        "wires": wires(beside(documents)),
+        "wires": wires(overhead(documents)),
         "policies": policies(rows[0], documents),
         "simulated": simulated(documents),
         "incidents": incidents(documents),
