@@ -1,4 +1,4 @@
-# demo and test need only Python 3.11+, make and a package registry: the set-up is part of them.
+# Every target except clean sets up .venv first, which needs only Python 3.11 or newer, make and a package registry.
 .PHONY: demo test serve bench lint clean
 .DELETE_ON_ERROR:
 
@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-# BentoML reports usage to its makers unless told not to.
+# Without this, BentoML reports usage to its makers.
 export BENTOML_DO_NOT_TRACK ?= True
 
 demo: $(VENV)/ready
@@ -31,9 +31,9 @@ lint: $(VENV)/ready
 clean:
 	rm -rf $(VENV) .podium build *.egg-info
 
-# BentoML 1.4.40 asks for certifi 2026.10.19 or newer to be rid of the four emSign roots. That version is not on the
-# registry; 2026.10.18 is, and drops those four and nothing else (tests/test_setup.py looks). pip cannot override a
-# requirement, so this one is set right in the installed package's own list before the rest is resolved.
+# BentoML 1.4.40 asks for certifi 2026.10.19 or newer, because that has no emSign roots any more. That version is not on
+# the registry. 2026.10.18 is, and it lacks the same four roots (tests/test_setup.py checks). pip cannot override a
+# requirement, so it is changed in the installed package's own list before the rest is resolved.
 EXTRAS ?= cpu,export,tensorrt-rtx,bench,peers,peers-ray,bulk,demo,dev
 $(VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Podium needs Python 3.11 or newer; pass PYTHON=...")'

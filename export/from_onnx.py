@@ -136,10 +136,10 @@ def _form(model: onnx.ModelProto, path: Path, layout: str | None, crop: int | No
         raise Failure(f"{path.name} takes {kind} {dims}; expected FLOAT or UINT8 images of four dimensions")
     fits = {"NCHW": dims[1] in (1, 3), "NHWC": dims[3] in (1, 3)}
     if layout is None:
-        found = [name for name, fit in fits.items() if fit]
-        if len(found) != 1:
+        possible = [name for name, fit in fits.items() if fit]
+        if len(possible) != 1:
             raise Usage(f"{path.name} takes {dims}: which of them are the channels? Pass --layout NCHW or NHWC")
-        layout = found[0]
+        layout = possible[0]
     height, width, channels = (dims[2], dims[3], dims[1]) if layout == "NCHW" else (dims[1], dims[2], dims[3])
     size = height or crop
     if size is None:

@@ -177,15 +177,15 @@ def _parse(parser: Any, onnx: Path, engine: str) -> None:
 
 def _ends(module: Any, network: Any, onnx: Path, shape: tuple[int, int, int]) -> tuple[str, str]:
     """The names of the input and the output. Raises `Failure` unless the graph is a classifier of uint8 [n, *shape]."""
-    found = [network.get_input(i) for i in range(network.num_inputs)]
-    dims = [tuple(tensor.shape) for tensor in found]
-    fits = len(found) == network.num_outputs == 1 and found[0].dtype == module.DataType.UINT8
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    dims = [tuple(tensor.shape) for tensor in inputs]
+    fits = len(inputs) == network.num_outputs == 1 and inputs[0].dtype == module.DataType.UINT8
     if not fits or len(dims[0]) != 4 or any(d not in (-1, s) for d, s in zip(dims[0][1:], shape, strict=True)):
-        has = ", ".join(f"{t.name} {t.dtype.name} {list(d)}" for t, d in zip(found, dims, strict=True))
+        has = ", ".join(f"{t.name} {t.dtype.name} {list(d)}" for t, d in zip(inputs, dims, strict=True))
         raise Failure(f"{onnx.name} must take one uint8 tensor [n, {', '.join(map(str, shape))}]; it takes {has}")
     if dims[0][0] != -1:
         raise Failure(f"{onnx.name} takes only batches of {dims[0][0]}; export it with a dynamic batch")
-    return found[0].name, network.get_output(0).name
+    return inputs[0].name, network.get_output(0).name
 
 
 def _add_profiles(
@@ -291,7 +291,7 @@ def _timings(config: Any, path: Path | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _monitor(module: Any, name: str) -> Iterator[Any]:
-    """A progress monitor for the builder, behind a bar in per cent."""
+    """A progress monitor for the builder, shown as a bar in percent."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
         """Phases nest: each is a share of one step of the phase around it. TensorRT calls it from its own threads.

@@ -198,7 +198,7 @@ _ROWS = (
     Spec("inception_v2", "inception.InceptionV2",                11_194_984,  2_018_851_840, 2015, _BN,
          published=Published(25.2, 7.8, _ONE, "arXiv 1512.00567, table 3"),
          note="Figure 5 of the paper gives 11.2 million; the 11.3 that is often quoted is a port with 128 filters "
-              "instead of 96 behind the pools of 4c and 4d."),
+              "instead of 96 after the pools of 4c and 4d."),
     Spec("inception_v3", "inception.InceptionV3",                27_161_264,  5_713_216_096, 2015, _INCEPTION_V3,
          published=Published(21.2, 5.6, _ONE, "table 3"),
          checkpoint=_torchvision("inception_v3_google-0cc3c7bd", 77.29, 93.45), preprocess=_INCEPTION_299,

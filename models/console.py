@@ -95,7 +95,7 @@ def unwritable(error: OSError) -> str | None:
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """Yield `items` behind a progress bar on stderr, which is silent if stderr is not a terminal."""
+    """Yield `items` and show a progress bar on stderr, if stderr is a terminal."""
     with Bar(description, len(items) if total is None and isinstance(items, Sized) else total) as bar:
         for item in items:
             yield item

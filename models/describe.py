@@ -238,13 +238,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _flat(args: Any) -> list[Tensor]:
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for a in args:
         if isinstance(a, Tensor):
-            found.append(a)
+            tensors.append(a)
         elif isinstance(a, list | tuple):
-            found += _flat(a)
-    return found
+            tensors += _flat(a)
+    return tensors
 
 
 def _size(kernel: Sequence[int]) -> str:
@@ -296,15 +296,15 @@ def inception(network: nn.Module, layers: Sequence[Layer]) -> dict[str, Any] | N
 
 def bottlenecks(module: Mixed) -> list[tuple[nn.Conv2d, list[nn.Conv2d]]]:
     """Each 1x1 convolution of `module` that is there to save multiplications, with the convolutions that read it."""
-    found = []
+    pairs = []
     for path in module.paths:
         steps = [[module.get_submodule(name) for name in names] for names in path]
         convs = [[part.conv for part in step if isinstance(part, ConvNorm)] for step in steps]
         convs = [step for step in convs if step]
         pooled = len(convs) < len(path)
         if convs and set(convs[0][0].kernel_size) == {1} and (pooled or len(convs) > 1):
-            found.append((convs[0][0], convs[1] if len(convs) > 1 else []))
-    return found
+            pairs.append((convs[0][0], convs[1] if len(convs) > 1 else []))
+    return pairs
 
 
 # --- for people -------------------------------------------------------------------------------------------------------

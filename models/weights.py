@@ -143,9 +143,9 @@ def read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            found: Any = load_file(path)
+            state: Any = load_file(path)
         elif path.suffix in (".pth", ".pt"):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         else:
             raise Usage(
                 f"{path.name}: weights are .safetensors, .pth or .pt files, not {path.suffix or 'without suffix'}"
@@ -158,12 +158,12 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path.name} cannot be read as weights ({reason}); is it damaged or a pickle of code?"
         ) from error
     for wrapper in ("state_dict", "model", "model_state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
             break
-    if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise WeightsError(f"{path.name} does not hold a state_dict: expected a mapping from names to tensors")
-    return {str(k): v.float() if v.is_floating_point() else v for k, v in found.items()}
+    return {str(k): v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
 # Only training reads this count, and checkpoints older than PyTorch 0.4.1 do not have it.
