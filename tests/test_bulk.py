@@ -22,18 +22,16 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from prometheus_client import CollectorRegistry
 
 from models.console import Failure, Usage
 from serving import bulk, inputs
 from serving.__main__ import final, main
 from serving.artifact import Artifact
-from serving.classify import Serving
 from serving.images import Picture
 from serving.inputs import Columns, Entry, place, source
 from serving.limits import Limits
-from serving.settings import Settings
 from tests.conftest import ROOT
+from tests.fakes.interface import started
 
 pytest.importorskip("ray", reason="ray is not installed; pip install 'podium[bulk]'")
 pa = pytest.importorskip("pyarrow")
@@ -235,7 +233,7 @@ def job(tiny: Artifact, folder: Path | str, **more: Any) -> bulk.Job:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_row_equals_the_answer_of_the_service_and_a_bad_image_is_one_row(
+async def test_a_row_equals_the_answer_of_the_service_and_a_bad_image_is_one_row(
     tiny: Artifact, tmp_path: Path, threads: int
 ) -> None:
     bodies = [jpeg(i) for i in range(40)]
@@ -259,18 +257,12 @@ def test_a_row_equals_the_answer_of_the_service_and_a_bad_image_is_one_row(
     }  # fmt: skip
     assert counts == bulk.Counts(41, Counter(errors.values()))
 
-    async def ask() -> list[Any]:
-        settings = Settings.read({"PODIUM_ENGINE": "onnxruntime", "PODIUM_MAX_PIXELS": "1000000"})
-        serving = Serving(settings, [tiny], CollectorRegistry())
-        await serving.start()
-        try:
-            later = asyncio.get_running_loop().time() + WITHIN_S
-            pictures = {i: Picture(bodies[i], LIMITS["image"]) for i in range(39) if i not in errors}
-            return [(i, await serving.classify(one, top_k=3, deadline=later)) for i, one in pictures.items()]
-        finally:
-            await serving.stop()
-
-    for i, answer in asyncio.run(ask()):
+    async with started(tiny, PODIUM_ENGINE="onnxruntime", PODIUM_MAX_PIXELS="1000000") as serving:
+        later = asyncio.get_running_loop().time() + WITHIN_S
+        good = {i: Picture(bodies[i], LIMITS["image"]) for i in range(39) if i not in errors}
+        answers = {i: await serving.classify(picture, top_k=3, deadline=later) for i, picture in good.items()}
+    assert len(answers) == 36
+    for i, answer in answers.items():
         said, row = answer["predictions"], rows[i]
         assert [one["class_id"] for one in said] == row["class_ids"]
         assert [(one["label"], one["synset"]) for one in said] == list(zip(row["labels"], row["synsets"], strict=True))
