@@ -2,8 +2,8 @@
 
     python examples/bulk_with_a_lost_node.py --model squeezenet1_1
 
-Each generated image is another picture, and every hundredth is damaged. Afterwards each is classified again by a plain
-loop in this process, and the bulk run's rows are held against that: each image there once, with the same classes.
+Each generated image is different, and every hundredth is damaged. Afterwards a plain loop in this process classifies
+each image again, and the rows of the bulk run are compared with that: each image once, with the same classes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def generate(folder: Path, count: int) -> list[Path]:
 
 
 def bulk(source: Path, out: Path, tag: str, part_size: int) -> int:
-    """The run on a cluster whose last node is killed when half of the parts are there; how many were there then."""
+    """Run on a cluster whose last node is killed when half of the parts are written; how many there were then."""
     from ray.cluster_utils import Cluster
 
     here: dict[str, Any] = {"node_ip_address": "127.0.0.1", "include_dashboard": False}
@@ -59,16 +59,16 @@ def bulk(source: Path, out: Path, tag: str, part_size: int) -> int:
         process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
         try:
             began = time.monotonic()
-            half, found = -(-sum(1 for _ in source.rglob("*.jpg")) // part_size) // 2, 0
-            while (found := len(list(out.glob("part-*")))) < half:
+            half, parts = -(-sum(1 for _ in source.rglob("*.jpg")) // part_size) // 2, 0
+            while (parts := len(list(out.glob("part-*")))) < half:
                 if process.poll() is not None or time.monotonic() - began > WITHIN_S:
-                    raise Failure(f"the run had {found} parts, {half} were waited for")
+                    raise Failure(f"the run had {parts} parts, {half} were waited for")
                 time.sleep(0.02)
             cluster.remove_node(nodes[-1], allow_graceful=False)
-            print(f"killed one of {NODES} nodes after {found} parts, {time.monotonic() - began:.1f} s")
+            print(f"killed one of {NODES} nodes after {parts} parts, {time.monotonic() - began:.1f} s")
             if process.wait(timeout=WITHIN_S):
                 raise Failure("the run failed; its message is above")
-            return found
+            return parts
         finally:
             process.kill()
             process.wait()
@@ -77,7 +77,7 @@ def bulk(source: Path, out: Path, tag: str, part_size: int) -> int:
 
 
 def check(paths: list[Path], out: Path, tag: str) -> None:
-    """Every path in one row, and every row what a plain loop gives."""
+    """Check that every path has one row, and that every row is what a plain loop gives."""
     artifact = find(tag)
     job = json.loads((out / "_manifest.json").read_text("utf-8"))
     recipe, engine = artifact.preprocess, runtime.open(artifact, job["engine"], job["precision"])
@@ -94,7 +94,7 @@ def check(paths: list[Path], out: Path, tag: str) -> None:
             errors += 1
             same = (row["error_code"], row["error_message"], row["class_ids"]) == (error.code, str(error), None)
         else:
-            # The engine's sums depend on the batch in the last digits, which can swap classes as likely as each other.
+            # The last digits depend on the batch, so classes that are equally likely may change places.
             gap = np.abs(scores[row["class_ids"]] - row["probabilities"]).max()
             gap = max(gap, np.abs(np.sort(scores)[::-1][: len(row["class_ids"])] - row["probabilities"]).max())
             farthest, same = max(farthest, float(gap)), row["error_code"] is None and gap < 1e-4
@@ -109,7 +109,7 @@ def check(paths: list[Path], out: Path, tag: str) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    # On the loopback alone, which on Linux Ray would replace by an outer address.
+    # On the loopback alone: on Linux, Ray would replace it by an outer address.
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     with tempfile.TemporaryDirectory(prefix="podium-lost-node-") as folder:
         source, out = Path(folder) / "images", Path(folder) / "answers"
@@ -120,13 +120,13 @@ def main(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    made = parser(
+    arguments = parser(
         "examples/bulk_with_a_lost_node.py",
         "Kill a node of a Ray cluster in the middle of a bulk run, and check every row.",
         "python examples/bulk_with_a_lost_node.py --model squeezenet1_1",
     )
-    made.add_argument("--model", default="lenet5", metavar="TAG", help="an artifact (default: lenet5)")
-    made.add_argument("--images", type=int, default=20_000, metavar="N", help="default: 20,000")
-    made.add_argument("--part-size", type=int, default=256, metavar="N", help="default: 256")
-    made.set_defaults(call=main)
-    sys.exit(run(made))
+    arguments.add_argument("--model", default="lenet5", metavar="TAG", help="an artifact (default: lenet5)")
+    arguments.add_argument("--images", type=int, default=20_000, metavar="N", help="default: 20,000")
+    arguments.add_argument("--part-size", type=int, default=256, metavar="N", help="default: 256")
+    arguments.set_defaults(call=main)
+    sys.exit(run(arguments))

@@ -1,4 +1,4 @@
-"""The peers: each is started once with a tiny network and answers as the network does; the table is arithmetic."""
+"""The peers: each is started once with a tiny network and must answer as the network does; and their table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The campaigns of `python -m benchmarks stand`: what they send, what they conclude, and all of them in brief form."""
+"""The campaigns of `python -m benchmarks stand`: what they send, what they conclude, and all of them in brief."""
 
 from __future__ import annotations
 
@@ -30,28 +30,30 @@ from serving.artifact import Artifact
 
 
 @pytest.fixture(scope="module")
-def made() -> list[cases.Case]:
+def every_case() -> list[cases.Case]:
     return list(cases.cases(seed=0))
 
 
-def test_the_hostile_requests_are_thousands_and_the_same_for_a_seed(made: list[cases.Case]) -> None:
-    assert all(one == again for one, again in zip(made, cases.cases(seed=0), strict=True))
-    assert any(one != other for one, other in zip(made, cases.cases(seed=1), strict=False))
-    assert len(made) >= hostile.AT_LEAST
-    names = Counter((case.family, case.name) for case in made)
+def test_the_hostile_requests_are_thousands_and_the_same_for_a_seed(every_case: list[cases.Case]) -> None:
+    assert all(case == again for case, again in zip(every_case, cases.cases(seed=0), strict=True))
+    assert any(case != other for case, other in zip(every_case, cases.cases(seed=1), strict=False))
+    assert len(every_case) >= hostile.AT_LEAST
+    names = Counter((case.family, case.name) for case in every_case)
     assert max(names.values()) == 1, "a failure is found again by its name"
 
 
-def test_every_format_is_cut_at_every_tenth_byte_and_flipped(made: list[cases.Case]) -> None:
+def test_every_format_is_cut_at_every_tenth_byte_and_flipped(every_case: list[cases.Case]) -> None:
     for name in cases.FORMATS:
-        ends = [int(c.name.split()[-2]) for c in made if c.family == "truncated" and c.name.startswith(f"{name} cut")]
+        ends = [
+            int(c.name.split()[-2]) for c in every_case if c.family == "truncated" and c.name.startswith(f"{name} cut")
+        ]
         assert ends == list(range(0, ends[-1] + 1, 10)) and ends[-1] > 500
-        flips = [c for c in made if c.family == "flipped bits" and c.name.rpartition(" ")[0] == name]
+        flips = [c for c in every_case if c.family == "flipped bits" and c.name.rpartition(" ")[0] == name]
         assert len({c.request for c in flips}) > 0.9 * cases.FLIPS
 
 
-def test_a_bomb_is_small_on_the_wire(made: list[cases.Case]) -> None:
-    sizes = {c.name: len(c.request) for c in made if c.family == "bomb"}
+def test_a_bomb_is_small_on_the_wire(every_case: list[cases.Case]) -> None:
+    sizes = {c.name: len(c.request) for c in every_case if c.family == "bomb"}
     assert len(sizes) > 30 and max(sizes.values()) < 500_000
 
 

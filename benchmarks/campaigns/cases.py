@@ -1,8 +1,8 @@
-"""What a service must live through: thousands of requests that are damaged, lying or meant badly, from one seed.
+"""Thousands of requests that are damaged, lying or malicious, made from one seed.
 
-Every case is the bytes of one request on a connection of its own, and what may come back: 4xx alone; 4xx or 200, where
-the damage may have left a picture that can be read; or, for what is no HTTP, also a closed connection, which the server
-below the service decides. Nothing here asks a server: `standing` does.
+Every case is the bytes of one request on a connection of its own, and what may come back: 4xx alone; 4xx or 200, if the
+damage may have left a picture that can be read; or, if the bytes are not HTTP, also a closed connection. Nothing here
+sends anything: `hostile` does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BAD, EITHER, PARSER = "4xx", "4xx or 200", "4xx or closed"
 # Small, so that a cut at every tenth byte of each format is a few hundred requests.
 WIDTH, HEIGHT = 40, 30
 STRIDE = 10
-FLIPS = 90  # pictures with flipped bits, by format
+FLIPS = 90  # pictures with flipped bits, of each format
 FORMS = 60  # forms with flipped bits
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,7 +48,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Case:
-    """One request, whole as it goes onto the wire, and what may be answered."""
+    """One request, with all the bytes that are sent, and what may be answered."""
 
     family: str
     name: str
@@ -60,15 +60,16 @@ class Case:
         return f"{self.family}: {self.name}"
 
     def allows(self, status: int) -> bool:
-        """Whether `status` is right for it; 0 is a connection that was closed without an answer."""
+        """Whether `status` is a right answer; 0 is a connection that was closed without one."""
         if status == 0:
             return self.may == PARSER
         return 400 <= status < 500 or (status == 200 and self.may == EITHER)
 
 
 def cases(seed: int = 0, network: str = "resnet50", shape: tuple[int, int, int] = (224, 224, 3)) -> Iterator[Case]:
-    """Every case, in the same order with the same bytes for a seed; `network` is one that the service has loaded, and
-    `shape` what it takes.
+    """Every case; a seed always gives the same bytes in the same order.
+
+    `network` is one that the service has loaded, and `shape` is that of its input.
     """
     generator = np.random.default_rng(seed)
     pictures = {name: picture(generator, *how) for name, how in FORMATS.items()}
@@ -83,7 +84,7 @@ def cases(seed: int = 0, network: str = "resnet50", shape: tuple[int, int, int] 
     yield from queries(jpeg)
     yield from paths(jpeg, network)
     yield from protocol(network, shape, generator)
-    yield from no_http(jpeg)
+    yield from not_http(jpeg)
 
 
 def picture(generator: np.random.Generator, kind: str, options: dict[str, Any]) -> bytes:
@@ -104,13 +105,13 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 def truncated(pictures: dict[str, bytes]) -> Iterator[Case]:
     for name, body in pictures.items():
         for end in range(0, len(body), STRIDE):
-            # Nothing at all is bad; what lacks its last bytes only may be whole without them.
+            # A file of a few bytes is bad; one that lacks only its last bytes may be readable.
             may = BAD if end < 20 else EITHER
             yield Case("truncated", f"{name} cut to {end} bytes", request(body[:end]), may)
 
 
 def flip(body: bytes, generator: np.random.Generator) -> bytes:
-    """`body` with up to eight of its bits turned over."""
+    """`body` with up to eight of its bits flipped."""
     damaged = bytearray(body)
     for place in generator.integers(0, 8 * len(body), generator.integers(1, 9)):
         damaged[place // 8] ^= 1 << int(place % 8)
@@ -140,7 +141,7 @@ def types(pictures: dict[str, bytes]) -> Iterator[Case]:
 
 
 def png(width: int, height: int, chunks: Sequence[tuple[bytes, bytes]], depth: int = 8, colour: int = 0) -> bytes:
-    """A PNG whose head says `width` x `height`, with these chunks, whatever they hold."""
+    """A PNG whose head says `width` x `height`, with these chunks, valid or not."""
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     parts = [(b"IHDR", head), *chunks, (b"IEND", b"")]
     packed = (
@@ -150,14 +151,14 @@ def png(width: int, height: int, chunks: Sequence[tuple[bytes, bytes]], depth: i
 
 
 def zeros(count: int) -> bytes:
-    """`count` zero bytes, compressed without ever being there together."""
+    """`count` zero bytes, compressed piece by piece: they are never in memory together."""
     packer = zlib.compressobj(9)
     whole, rest = divmod(count, MIB)
     return b"".join(packer.compress(bytes(MIB)) for _ in range(whole)) + packer.compress(bytes(rest)) + packer.flush()
 
 
 def bombs() -> Iterator[Case]:
-    """Small files that want to be large, in what they say, in what they unpack to, or both."""
+    """Small files that claim to be large, or unpack to something large, or both."""
 
     def case(name: str, body: bytes, may: str = BAD) -> Case:
         return Case("bomb", name, request(body), may)
@@ -168,7 +169,7 @@ def bombs() -> Iterator[Case]:
         yield case(f"PNG of {width} x {height}", png(width, height, [(b"IDAT", zlib.compress(b""))]))
     big = 20_000
     yield case("PNG of 400,000,000 white pixels", png(big, big, [(b"IDAT", zeros((big // 8 + 1) * big))], depth=1))
-    # Within the limit of pixels: it may be answered, and shows what the limit costs.
+    # Within the limit on pixels: it may be answered, and shows what the limit costs.
     yield case("PNG of 49,000,000 pixels", png(7000, 7000, [(b"IDAT", zeros(7001 * 7000))]), EITHER)
     yield case(
         "PNG of 49,000,000 pixels of 16 bits", png(7000, 7000, [(b"IDAT", zeros(14_001 * 7000))], depth=16), EITHER
@@ -222,15 +223,15 @@ def bombs() -> Iterator[Case]:
 
 def resized_tiff(body: bytes, width: int, height: int) -> bytes:
     """The TIFF `body` (little endian) with other sizes in its first directory."""
-    made = bytearray(body)
-    (at,) = struct.unpack_from("<I", made, 4)
-    (count,) = struct.unpack_from("<H", made, at)
+    tiff = bytearray(body)
+    (at,) = struct.unpack_from("<I", tiff, 4)
+    (count,) = struct.unpack_from("<H", tiff, at)
     for i in range(count):
         entry = at + 2 + 12 * i
-        (tag,) = struct.unpack_from("<H", made, entry)
-        if tag in (256, 257):  # as LONG, one of it
-            struct.pack_into("<HII", made, entry + 2, 4, 1, width if tag == 256 else height)
-    return bytes(made)
+        (tag,) = struct.unpack_from("<H", tiff, entry)
+        if tag in (256, 257):  # one value of type LONG
+            struct.pack_into("<HII", tiff, entry + 2, 4, 1, width if tag == 256 else height)
+    return bytes(tiff)
 
 
 def nothing() -> Iterator[Case]:
@@ -249,7 +250,7 @@ def nothing() -> Iterator[Case]:
     ):
         for rest in (b"", b"\0" * 20, b"\0" * 10_000, b"\xff" * 10_000):
             yield Case("nothing in it", f"{head!r} and {rest[:1]!r} x {len(rest)}", request(head + rest))
-    # The most that is taken, and a byte more.
+    # The largest body that is accepted, one byte more, and a larger one.
     for size in (20_000_000, 20_000_001, 25_000_000):
         yield Case("nothing in it", f"{size:,} bytes", request(bytes(size)))
 
@@ -280,10 +281,10 @@ def polyglots(pictures: dict[str, bytes]) -> Iterator[Case]:
             cut = len(body) // 2
             yield Case("polyglot", f"{name} inside {kind}", request(body[:cut] + other + body[cut:]), EITHER)
     kinds = list(pictures)
-    for one, two in pairwise(kinds):
-        yield Case("polyglot", f"{one} and {two}", request(pictures[one] + pictures[two]), EITHER)
-        half = pictures[one][: len(pictures[one]) // 2] + pictures[two][len(pictures[two]) // 2 :]
-        yield Case("polyglot", f"half {one}, half {two}", request(half), EITHER)
+    for first, second in pairwise(kinds):
+        yield Case("polyglot", f"{first} and {second}", request(pictures[first] + pictures[second]), EITHER)
+        half = pictures[first][: len(pictures[first]) // 2] + pictures[second][len(pictures[second]) // 2 :]
+        yield Case("polyglot", f"half {first}, half {second}", request(half), EITHER)
     yield Case("polyglot", "GIF that is JavaScript", request(b"GIF89a/*" + bytes(60) + b"*/=1;alert(1)"))
 
 
@@ -307,7 +308,7 @@ def forms(jpeg: bytes, generator: np.random.Generator) -> Iterator[Case]:
     for end in range(0, len(whole) - len(END) - 2, STRIDE):
         yield case(f"cut to {end} bytes", whole[:end])
     head = len(whole) - len(jpeg) - len(END) - 2
-    for i in range(FORMS):  # its heads, for flipped pictures there are enough
+    for i in range(FORMS):  # in the heads alone: there are enough flipped pictures already
         yield case(f"flipped bits {i}", flip(whole[:head], generator) + whole[head:], may=EITHER)
 
     for kind in (
@@ -325,7 +326,7 @@ def forms(jpeg: bytes, generator: np.random.Generator) -> Iterator[Case]:
     for field in ("model", "top_k"):
         yield case(f"{field} twice", part(field, b"3") * 2 + image + END)
         yield case(f"{field} of 100 kB", part(field, b"3" * 100_000) + image + END)
-        yield case(f"{field} of no text", part(field, b"\xff\xfe\0") + image + END)
+        yield case(f"{field} that is not text", part(field, b"\xff\xfe\0") + image + END)
         yield case(f"{field} of JSON", part(field, b'{"a": [1]}') + image + END)
         yield case(f"an image called {field}", part(field, jpeg) + END)
     for value in (b"0", b"-1", b"1e3", b"1_0", b"99999999999", b"\xd9\xa3", b'"', b"[]"):
@@ -372,7 +373,7 @@ def queries(jpeg: bytes) -> Iterator[Case]:
     )  # fmt: skip
     for query in bad:
         for target in ("/classify", "/compare"):
-            # How many classes there are is each model's own: compare answers 200 with an error for every one.
+            # `/compare` checks top_k against each model's classes, and answers 200 with an error for every model.
             may = EITHER if (target, query) == ("/compare", "top_k=0") else BAD
             yield Case("bad query", f"{target} {query[:40]}", request(jpeg, target=f"{target}?{query}"), may)
 
@@ -462,11 +463,11 @@ def protocol(network: str, shape: tuple[int, int, int], generator: np.random.Gen
         yield case(f"a head with flipped bits {i}", flip(good, generator), may=EITHER)
 
 
-# --- no HTTP ----------------------------------------------------------------------------------------------------------
+# --- not HTTP ---------------------------------------------------------------------------------------------------------
 
 
-def no_http(jpeg: bytes) -> Iterator[Case]:
-    """What the parser below the service has to deal with; it may answer 400 or close."""
+def not_http(jpeg: bytes) -> Iterator[Case]:
+    """Bytes that only the HTTP parser sees; it may answer 400 or close the connection."""
     head = b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\n"
     size = b"Content-Length: %d\r\n" % len(jpeg)
     chunked = head + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -482,7 +483,7 @@ def no_http(jpeg: bytes) -> Iterator[Case]:
         "a method of 10 kB": b"A" * 10_000 + b" / HTTP/1.1\r\n\r\n",
         "two lengths": head + size + b"Content-Length: 5\r\n\r\n" + jpeg,
         "a length below zero": head + b"Content-Length: -1\r\n\r\n" + jpeg,
-        "a length that is no number": head + b"Content-Length: ten\r\n\r\n" + jpeg,
+        "a length that is not a number": head + b"Content-Length: ten\r\n\r\n" + jpeg,
         "a length of forty digits": head + b"Content-Length: " + b"9" * 40 + b"\r\n\r\n" + jpeg,
         "length and chunks": head + size + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
         "an unknown transfer coding": head + b"Transfer-Encoding: rot13\r\n\r\nhello",
@@ -510,4 +511,4 @@ def no_http(jpeg: bytes) -> Iterator[Case]:
         "a body longer than said": head + b"Content-Length: 5\r\n\r\n" + jpeg,
     }
     for name, sent in wrong.items():
-        yield Case("no HTTP", name, sent, PARSER)
+        yield Case("not HTTP", name, sent, PARSER)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def copied(folder: Path, store: Path, network: str, version: str) -> Path:
-    """The artifact in `folder` once more in `store` under another version, its files shared where they can be."""
+    """A copy of the artifact in `folder`, in `store` under another version; files are shared if possible."""
     target = store / network / version
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(folder, target, copy_function=link)
@@ -28,6 +28,6 @@ def link(source: str, target: str) -> None:
 
 
 def rewrite(path: Path, text: str | bytes) -> None:
-    """`path` with another content, and not what it shares its content with."""
+    """Give `path` another content, and leave files alone that share the old one."""
     path.unlink()
     path.write_bytes(text.encode() if isinstance(text, str) else text)

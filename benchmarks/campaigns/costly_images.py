@@ -1,6 +1,6 @@
-"""Images made to cost as much as they can, of every format: small to send, within the limits on bytes and pixels.
+"""Images made to cost as much as their format allows: small to send, within the limits on bytes and pixels.
 
-Each is made when it is asked for, and the same every time. What Pillow does not write is put together here.
+Each is made when it is needed, with the same bytes every time. Files that Pillow cannot write are assembled here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.campaigns.cases import png, zeros
 # The largest square under the default of PODIUM_MAX_PIXELS.
 SIDE = 7000
 NOISY = 2200  # noise of this side stays under PODIUM_MAX_BODY_MB
-SEGMENT = 65_533  # the most bytes of a JPEG segment
+SEGMENT = 65_533  # the most bytes that a JPEG segment holds
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def images(side: int = SIDE) -> Iterator[Costly]:
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    most, ImageFile.MAXBLOCK = ImageFile.MAXBLOCK, 64 << 20  # what Pillow hands a JPEG encoder that writes in one piece
+    most, ImageFile.MAXBLOCK = ImageFile.MAXBLOCK, 64 << 20  # for JPEGs that are encoded in one piece
     try:
         image.save(file, kind, **options)
     finally:
@@ -105,21 +105,21 @@ def headed(jpeg: bytes, segments: bytes) -> bytes:
 
 
 def rescanned(jpeg: bytes, times: int) -> bytes:
-    """`jpeg` with its last scan again and again."""
+    """`jpeg` with its last scan repeated."""
     scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
     return jpeg[:-2] + scan * times + jpeg[-2:]
 
 
 def overlapping(size: int, order: str = "<") -> bytes:
-    """An EXIF directory of `size` bytes whose every entry points to as many of them as it can."""
+    """An EXIF directory of `size` bytes; every entry points to as many of them as possible."""
     entries = (size - 14) // 12
-    rest = 12 * entries + 6  # from the directory on
+    rest = 12 * entries + 6  # bytes from the start of the directory
     table = b"".join(struct.pack(f"{order}HHII", i, 7, rest, 8) for i in range(1, entries + 1))
     return (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, entries) + table + bytes(4)
 
 
 def paeth(side: int, channels: int) -> bytes:
-    """Rows of zeros, with the filter that takes a decoder longest."""
+    """Rows of zeros, with the filter that a decoder needs longest for."""
     return zlib.compress((b"\4" + bytes(side * channels)) * side)
 
 
@@ -158,7 +158,7 @@ def pngs(side: int) -> dict[str, Callable[[], bytes]]:
 
 
 def interlaced(side: int) -> bytes:
-    """Seven passes over a picture in colour (PNG, 8.2), every row filtered with Paeth."""
+    """A picture in colour in seven passes (PNG specification, 8.2), every row filtered with Paeth."""
     packer, parts = zlib.compressobj(), list[bytes]()
     for left, top, across, down in (
         (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
@@ -166,14 +166,14 @@ def interlaced(side: int) -> bytes:
         width, height = -(-(side - left) // across), -(-(side - top) // down)
         for _ in range(height):
             parts.append(packer.compress(b"\4" + bytes(3 * width)))
-    made = bytearray(png(side, side, [(b"IDAT", b"".join(parts) + packer.flush())], colour=2))
-    made[28] = 1
-    made[29:33] = struct.pack(">I", zlib.crc32(made[12:29]))
-    return bytes(made)
+    file = bytearray(png(side, side, [(b"IDAT", b"".join(parts) + packer.flush())], colour=2))
+    file[28] = 1
+    file[29:33] = struct.pack(">I", zlib.crc32(file[12:29]))
+    return bytes(file)
 
 
 def webps(side: int) -> dict[str, Callable[[], bytes]]:
-    """At most 16,383 a side; `method` and `quality` are for the encoder's time, not the decoder's."""
+    """At most 16,383 pixels a side; `method` and `quality` save time of the encoder, not of the decoder."""
     quick: dict[str, Any] = {"method": 0, "quality": 0}
     return {
         "WEBP lossless, turned": lambda: saved(flat(side), "WEBP", lossless=True, exif=orientation(), **quick),
@@ -200,7 +200,7 @@ def bmps(side: int) -> dict[str, Callable[[], bytes]]:
 
 
 def run_lengths(side: int, bits: int) -> bytes:
-    """A palette and rows that end after their first pixel: Pillow fills each up in Python, byte by byte."""
+    """Rows that end after their first pixel: Pillow fills each one in Python, byte by byte."""
     rows = b"\1\1\0\0" * side + b"\0\1"
     palette = bytes(4 * 2**bits)
     offset = 54 + len(palette)
@@ -257,14 +257,14 @@ def tiffs(side: int) -> dict[str, Callable[[], bytes]]:
 
 
 def damaged(tiff: bytes) -> bytes:
-    """With every tenth byte of its strips turned over: libtiff has a line to say of each."""
-    made = bytearray(tiff)
-    made[8 : len(made) // 2 : 10] = bytes(255 - value for value in made[8 : len(made) // 2 : 10])
-    return bytes(made)
+    """With every tenth byte of its strips inverted: libtiff writes a line about each."""
+    file = bytearray(tiff)
+    file[8 : len(file) // 2 : 10] = bytes(255 - value for value in file[8 : len(file) // 2 : 10])
+    return bytes(file)
 
 
 def one_tile(side: int = 30_000) -> bytes:
-    """64 x 48 pixels in one tile of `side` x `side`, which is decoded whole."""
+    """64 x 48 pixels in one tile of `side` x `side`, which must be decoded as a whole."""
     data = zeros(side * side)
     tags = [
         (256, 4, 64), (257, 4, 48), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), (322, 4, side // 16 * 16),

@@ -5,15 +5,10 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from models.console import Usage
-
-if TYPE_CHECKING:
-    pass
-
 
 SUFFIXES = {
     ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp", ".bmp": "image/bmp",
@@ -28,7 +23,7 @@ class Body:
 
 
 def photographs(folder: Path) -> list[Body]:
-    """The image files of `folder`, by name; `Usage` when there are none."""
+    """The image files of `folder`, by name; `Usage` if there are none."""
     files = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not files:
         raise Usage(f"{folder} holds no image files ({', '.join(SUFFIXES)}); give a folder of photographs to --images")
@@ -36,7 +31,7 @@ def photographs(folder: Path) -> list[Body]:
 
 
 def synthetic_photograph(width: int = 500, height: int = 375) -> Body:
-    """A JPEG of ImageNet's usual size whose detail makes it about as large, and as slow to decode, as a photograph."""
+    """A JPEG of ImageNet's usual size, with detail that makes it as large and as slow to decode as a photograph."""
     from PIL import Image
 
     coarse = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
@@ -47,5 +42,5 @@ def synthetic_photograph(width: int = 500, height: int = 375) -> Body:
 
 
 def chosen(folder: Path | None) -> list[Body]:
-    """The photographs of `folder`, else a synthetic one."""
+    """The photographs of `folder`; a synthetic one without a folder."""
     return photographs(folder) if folder else [synthetic_photograph()]

@@ -1,1 +1,1 @@
-"""Other servers beside ours: a small program for each, as its own documentation writes it, and the comparison."""
+"""Other servers beside ours: a small program for each, written as its own documentation does, and the comparison."""

@@ -1,4 +1,4 @@
-"""Podium without what takes the time: no image is decoded and no engine runs, all else is as it is served."""
+"""Podium without the work: no image is decoded and no engine runs; everything else is as in the service."""
 
 from __future__ import annotations
 

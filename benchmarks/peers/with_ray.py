@@ -34,7 +34,7 @@ class Classifier:
 if __name__ == "__main__":
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    # Its own ports, too, on this machine alone.
+    # All its ports are on this machine alone.
     ray.init(_node_ip_address="127.0.0.1", include_dashboard=False)
     serve.start(http_options={"host": "127.0.0.1", "port": work.job()["port"]})
     serve.run(Classifier.bind(), route_prefix="/classify")

@@ -1,4 +1,4 @@
-"""Starlette on uvicorn alone: the body is read and answered with five classes, and nothing else is done."""
+"""Starlette on uvicorn alone: it reads the body, answers with five classes, and does nothing else."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the peers' programs share: the network they serve and the form of their answer, so that only the server differs.
+"""What the programs of the peers share, so that only the server differs: the network and the form of the answer.
 
-Each is run twice: once with pixels and ONNX Runtime as a user of that server would write them (`Plain`), and once with
-our pixels and the engine that we would choose (`Ours`).
+Each program runs twice: with pixels and ONNX Runtime as a user of that server would write them (`Plain`), and with our
+pixels and the engine that we would choose (`Ours`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serving.engines import Scores
 VARIABLE = "PODIUM_PEER"  # carries the job as JSON
 TOP = 5
 
-# An answer for servers that do no work.
+# The answer of servers that do no work.
 NOTHING = [{"class_id": i, "label": "nothing", "probability": 0.2} for i in range(TOP)]
 
 
@@ -73,8 +73,8 @@ class Ours:
 
 
 def job() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(os.environ[VARIABLE])
-    return found
+    work: dict[str, Any] = json.loads(os.environ[VARIABLE])
+    return work
 
 
 def classifier() -> Classifier:

@@ -1,4 +1,4 @@
-"""A classification service of thirty lines, whose statuses are given."""
+"""A classification service of thirty lines that answers with given statuses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLASSIFICATION = {
 
 @contextmanager
 def service(statuses: Sequence[int]) -> Iterator[tuple[str, list[str]]]:
-    """An HTTP server that answers with `statuses` in turn, over and over; its address, and the request lines it saw."""
+    """An HTTP server that answers with `statuses` in turn; its address, and the request lines that it received."""
     seen: list[str] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -36,7 +36,7 @@ def service(statuses: Sequence[int]) -> Iterator[tuple[str, list[str]]]:
                 writer.write(head % (status, len(text)) + text)
                 await writer.drain()
         finally:
-            # Cancelled at the end too: no socket outlives the loop.
+            # Also if it is cancelled at the end: no socket outlives the loop.
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
