@@ -85,6 +85,10 @@ def export(*argv: object) -> int:
     return export_main([*words, "--no-tune"] if untuned else words)
 
 
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["BENTOML_HOME"], ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
