@@ -229,7 +229,7 @@ def test_a_file_that_is_not_onnx_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"no model")
     with pytest.raises(Failure, match=r"cannot read a\.onnx: the file: .*parse"):
         build_plan(tmp_path / "a.onnx", tmp_path / "a.plan", "tensorrt-rtx", "fp32", SHAPE)
-    with pytest.raises(Failure, match=r"b\.onnx is no file"):
+    with pytest.raises(Failure, match=r"b\.onnx is not a file"):
         build_plan(tmp_path / "b.onnx", tmp_path / "a.plan", "tensorrt-rtx", "fp32", SHAPE)
 
 
@@ -245,7 +245,7 @@ def test_a_graph_of_another_form_is_refused(tmp_path: Path) -> None:
     model = onnx.load(path)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     onnx.save(model, path)
-    with pytest.raises(Failure, match="takes batches of 2 alone"):
+    with pytest.raises(Failure, match="takes only batches of 2"):
         build_plan(path, tmp_path / "a.plan", "tensorrt-rtx", "fp32", SHAPE)
 
 
