@@ -76,6 +76,9 @@ TORCH_FILES = {
 }
 
 
+LONGEST = 600  # lines of a file
+
+
 @pytest.mark.parametrize("room", ARROWS)
 def test_arrows(room: str) -> None:
     allowed = (room, *ARROWS[room])
@@ -95,6 +98,13 @@ def test_no_import_runs_in_a_circle() -> None:
         list(TopologicalSorter(GRAPH).static_order())
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_file_is_longer_than_a_reader_takes_in() -> None:
+    folders = (*ROOMS, "tests", "examples")
+    files = [ROOT / "service.py", *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
+    lines = {path.relative_to(ROOT): path.read_text("utf-8").count("\n") for path in files}
+    assert len(lines) > 200 and not {path: count for path, count in lines.items() if count > LONGEST}
 
 
 def test_the_drawn_graph_is_up_to_date() -> None:

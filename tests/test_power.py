@@ -1,5 +1,5 @@
-"""Power on NVIDIA boards, against a board's readings played back: a counter in steps, its absence, its restart; and
-what `/metrics` says of it and of RAPL.
+"""Power from RAPL and on NVIDIA boards, against readings played back: a counter in steps, its absence,
+its restart; and what `/metrics` says of both.
 """
 
 from __future__ import annotations
@@ -24,10 +24,63 @@ from serving.artifact import Artifact
 from serving.classify import Serving
 from serving.metrics import Metrics
 from serving.settings import Settings
-from tests.test_benchmarks import rapl
 
 # A record as it is in JSON, which the tests look at freely.
 Json = Any
+
+
+def rapl(root: Path, name: str, label: str, microjoules: int, limit: int = 1_000_000_000) -> Path:
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "name").write_text(label + "\n")
+    (folder / "energy_uj").write_text(f"{microjoules}\n")
+    (folder / "max_energy_range_uj").write_text(f"{limit}\n")
+    return folder
+
+
+def test_rapl_sums_packages_and_memory_once_and_follows_the_wrap(tmp_path: Path) -> None:
+    package = rapl(tmp_path, "intel-rapl:0", "package-0", 999_000_000)
+    core = rapl(tmp_path, "intel-rapl:0:0", "core", 0)
+    memory = rapl(tmp_path, "intel-rapl:0:1", "dram", 0)
+    rapl(tmp_path, "intel-rapl:1", "psys", 0)
+    sensor = power.Rapl(tmp_path)
+    assert sensor.joules() == 0
+    (package / "energy_uj").write_text("2000000")
+    (memory / "energy_uj").write_text("500000")
+    (core / "energy_uj").write_text("7000000")
+    assert sensor.joules() == pytest.approx(3.5)
+    (package / "energy_uj").write_text("3000000")
+    assert sensor.joules() == pytest.approx(4.5)
+
+
+def test_a_dead_or_absent_sensor_is_no_sensor(tmp_path: Path) -> None:
+    with pytest.raises(power.SensorError, match="no RAPL energy counter"):
+        power.Rapl(tmp_path)
+    package = rapl(tmp_path, "intel-rapl:0", "package-0", 0)
+    with pytest.raises(power.SensorError, match="stands still"):
+        power.alive(power.Rapl(tmp_path), lambda _: None)
+
+    def work(_: float) -> None:
+        package.joinpath("energy_uj").write_text("9")
+
+    moving = power.alive(power.Rapl(tmp_path), work)
+    (package / "energy_uj").unlink()
+    with pytest.raises(power.SensorError, match="stopped answering"):
+        moving.joules()
+
+
+def test_a_sensor_that_only_root_may_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rapl(tmp_path, "intel-rapl:0", "package-0", 0)
+    plain = Path.read_text
+
+    def read_text(self: Path, *more: Any, **named: Any) -> str:
+        if self.name == "energy_uj":
+            raise PermissionError(13, "Permission denied", str(self))
+        return plain(self, *more, **named)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    with pytest.raises(power.SensorError, match="only root may read it"):
+        power.Rapl(tmp_path)
 
 
 class NVMLError(Exception):
