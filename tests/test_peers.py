@@ -34,7 +34,8 @@ CAT = ROOT / "examples" / "photographs" / "cat.jpg"
 def expected(artifact: Artifact) -> Scores:
     engine = runtime.open(artifact, "onnxruntime", "fp32")
     with Image.open(CAT) as image:
-        return engine.run(pixels(image, artifact.preprocess)[None])[0]
+        scores: Scores = engine.run(pixels(image, artifact.preprocess)[None])[0]
+        return scores
 
 
 def started(peer: compare.Peer, artifact: Artifact, folder: Path) -> AbstractContextManager[int]:

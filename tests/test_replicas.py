@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from benchmarks import records
 from benchmarks.__main__ import main
 from benchmarks.campaigns import replicas
 from benchmarks.load import drive as load
+from benchmarks.process import ROOT
 from serving.artifact import Artifact
 
 needs_haproxy = pytest.mark.skipif(
@@ -29,7 +31,7 @@ def test_no_request_is_lost_when_a_replica_is_killed_restarted_or_slow(
     printed = capsys.readouterr().out
     with capsys.disabled():
         print(f"\n{printed}")  # p99 of every phase
-    phases = {item["phase"]: item for item in records.read(out)["records"]}
+    phases = {item["phase"]: item for item in list[Any](records.read(out)["records"])}
     assert list(phases) == [replicas.STEADY, replicas.KILLED, replicas.ROLLING, replicas.SLOW]
     assert {name: (item["lost"], item["errors"]) for name, item in phases.items()} == dict.fromkeys(phases, (0, {}))
     assert status == 0
@@ -57,7 +59,7 @@ def test_a_loss_fails_the_command_and_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcomes = [outcome(10.0, 0.0, 5.0, 1), load.Outcome(502, 3.0, 0.0)]
-    item = {
+    item: dict[str, Any] = {
         **load.record(load.Scenario(rate=5), outcomes, 1.0, None, None),
         "kind": "replicas", "phase": "killed", "refused": 0, "lost": 1, "retried": 1, "slowest_ms": 10.0,
         "by_replica": [1, 1],
@@ -77,6 +79,6 @@ def test_without_haproxy_the_repair_is_named(
 
 
 def test_the_committed_run_lost_nothing() -> None:
-    for path in sorted((Path(replicas.ROOT) / "benchmarks" / "results" / "replicas").glob("*.json")):
+    for path in sorted((ROOT / "benchmarks" / "results" / "replicas").glob("*.json")):
         for item in json.loads(path.read_text("utf-8"))["records"]:
             assert item["lost"] == 0 and item["errors"] == {}

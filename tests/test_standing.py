@@ -21,7 +21,7 @@ from benchmarks.campaigns.overload import Flood
 from benchmarks.campaigns.target import Target, likeliest
 from benchmarks.load.bodies import Body
 from benchmarks.load.loops import Done
-from benchmarks.load.wire import Pool, Reply, Wire, again_after, get, metric, once, post, statuses
+from benchmarks.load.wire import Pool, Reply, Wire, again_after, get, metric, once, post, request, statuses
 from benchmarks.process import ROOT, free_port
 from models.console import Usage
 from serving.artifact import Artifact
@@ -221,7 +221,7 @@ async def test_hostile_requests_are_held_to_what_they_may_get() -> None:
             writer.write(b"HTTP/1.1 " + status + b" x\r\nContent-Length: 0\r\n\r\n")
 
     def case(path: str, may: str = cases.BAD) -> cases.Case:
-        return cases.Case("f", f"{path} {may}", cases.request(target=path), may)
+        return cases.Case("f", f"{path} {may}", request(target=path), may)
 
     sent = [case("/bad"), case("/crash"), case("/fine"), case("/fine", cases.EITHER), case("/drop")]
     sent += [case("/drop", cases.PARSER), case("/crash", cases.PARSER)]
