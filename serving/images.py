@@ -4,7 +4,8 @@ Whatever the bytes are, the outcome is pixels or one of three errors: `Unsupport
 `TooLarge` (more pixels, memory or processor time than allowed) or `DamagedImage`.
 
 What its head declares decides where an image is decoded. One that is as encoders write it, and not large, is decoded
-where it is asked for (`decode_here`); any other one in a process that can be killed (`serving.sandbox`).
+where it is asked for; any other one in a process that can be killed (`serving.sandbox`). simplejpeg decodes plain JPEGs
+(`decode_fast`); Pillow decodes the rest, and whatever simplejpeg has a doubt about (`decode_here`).
 """
 
 from __future__ import annotations

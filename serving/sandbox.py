@@ -2,8 +2,8 @@
 
 A decoder cannot be stopped in a thread. In a process of its own it can: the kernel ends it past its processor time and
 refuses it memory past its limit, and a crash of it costs its image alone. A child is warm, takes one image after the
-other, imports nothing but Pillow and numpy, and ends with the process that started it, however that ends: its socket
-then closes. What comes back over it is the bare pixels, or an error of three kinds.
+other, imports only Pillow, numpy and simplejpeg, and ends with the process that started it, however that ends: its
+socket then closes. What comes back over it is the bare pixels, or an error of three kinds.
 """
 
 from __future__ import annotations

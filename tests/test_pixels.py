@@ -19,6 +19,7 @@ import PIL
 import pytest
 from PIL import Image
 
+from benchmarks.__main__ import main as benchmarks
 from models import resample
 from models.preprocess import RESAMPLING, Preprocess, fast_pixels, kernel_agrees, pixels, slow_pixels
 from serving import heads, images
@@ -128,6 +129,7 @@ import importlib.machinery, importlib.util, sys
 loader = importlib.machinery.ExtensionFileLoader("models._resample", sys.argv[1])
 module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
 loader.exec_module(module)
+from benchmarks.__main__ import main as benchmarks
 from models import resample
 resample.crop = module.crop
 from tests.test_pixels import compare, refusals
@@ -345,3 +347,19 @@ def test_what_may_have_to_be_decoded_twice_costs_no_more_than_once() -> None:
     assert images.check(body, Preprocess(), Limits(50_000_000, 2.1 * seconds)).fast
     checked = images.check(body, Preprocess(), Limits(50_000_000, 1.9 * seconds))
     assert checked.ordinary and not checked.fast
+
+
+def test_the_benchmark_compares_every_format_with_pillow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(photograph(90, 60), "JPEG"))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- pixels -->\n<!-- /pixels -->\nafter\n", "utf-8")
+    command = ["pixels", "--images", str(tmp_path), "--megapixels", "0,0.01", "--rounds", "1", "--into", str(page)]
+    assert benchmarks(command) == 0
+    table = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [row[:3] for row in rows] == [
+        ["JPEG", "0.0054", "1"], ["JPEG", "0.01", "1"], ["PNG", "0.01", "1"], ["WEBP", "0.01", "1"],
+    ]  # fmt: skip
+    assert {row[-1] for row in rows} == {"the same bits"}
+    assert all(float(row[3]) > 0 and float(row[4]) > 0 for row in rows)
+    assert table in page.read_text("utf-8")

@@ -67,6 +67,49 @@ def add(commands: Commands) -> None:
     engines_.add_argument("--compile", action="store_true", help="torch.compile too, if there is a C++ compiler")
     engines_.add_argument("--out", type=Path, metavar="FILE", help="also write every value to this file")
 
+    pixels_ = commands.add(
+        "pixels",
+        pixels,
+        "Time and weigh what makes a network's pixels of a photograph, by Pillow alone and by us.",
+        "--images photographs/ --megapixels 0,2,12",
+    )
+    pixels_.add_argument("--images", type=Path, required=True, metavar="DIR", help="photographs")
+    pixels_.add_argument(
+        "--megapixels",
+        type=sizes,
+        default=[0.0, 2.0, 12.0],
+        metavar="N,...",
+        help="sizes that they are enlarged to, 0 as they are (default: 0,2,12)",
+    )
+    pixels_.add_argument("--rounds", type=natural, default=5, metavar="N", help="default: 5")
+    pixels_.add_argument("--into", type=Path, metavar="FILE", help="write the table into this page, at <!-- pixels -->")
+
+
+def sizes(text: str) -> list[float]:
+    """Megapixels, separated by commas; 0 is allowed."""
+    return [float(word) if float(word) == 0 else positive(word) for word in words(text)]
+
+
+def pixels(options: argparse.Namespace) -> int:
+    from benchmarks import environment, tables
+    from benchmarks.engine.pixels import compare, table
+    from export.parity import photographs
+
+    warn_if_busy(environment.describe())
+    bodies = [path.read_bytes() for path in photographs(options.images)]
+    if not bodies:
+        raise Usage(f"{options.images} holds no image files; give a folder of photographs to --images")
+    with console.Bar("comparing") as bar:
+        rows = []
+        for row in compare(bodies, options.megapixels, options.rounds):
+            rows.append(row)
+            bar.advance()
+    print(table(rows))
+    if options.into:
+        page = options.into.read_text("utf-8")
+        options.into.write_text(tables.insert(page, {"pixels": table(rows)}), "utf-8")
+    return 0
+
 
 def run(options: argparse.Namespace) -> int:
     from benchmarks import environment
