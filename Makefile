@@ -29,13 +29,13 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .podium build *.egg-info
+	rm -rf $(VENV) .podium build *.egg-info models/*.so
 
 # BentoML 1.4.40 asks for certifi 2026.10.19 or newer, because that has no emSign roots any more. That version is not on
 # the registry. 2026.10.18 is, and it lacks the same four roots (tests/test_setup.py checks). pip cannot override a
 # requirement, so it is changed in the installed package's own list before the rest is resolved.
 EXTRAS ?= cpu,export,tensorrt-rtx,bench,peers,peers-ray,bulk,demo,dev
-$(VENV)/ready: pyproject.toml Makefile
+$(VENV)/ready: pyproject.toml Makefile models/_resample.c
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Podium needs Python 3.11 or newer; pass PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
