@@ -516,6 +516,7 @@ def script(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=tmp_path, env=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_cpu_mode_survives_a_signal_goes_on_and_reports(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     arguments = ("--network", "lenet5,squeezenet1_1", "--batch", "1", "--threads", "1", "--budget", "3000")

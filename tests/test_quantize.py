@@ -332,6 +332,7 @@ def test_lowering_does_not_change_the_original_and_keeps_the_band_in_float(tmp_p
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "images").is_dir(), reason="the labelled photographs of ../shared are not here")
 def test_squeezenet_in_int8_is_within_a_point_of_float32(capsys: pytest.CaptureFixture[str]) -> None:
     weights = SHARED / "weights" / "squeezenet1_1.safetensors"

@@ -424,13 +424,22 @@ def test_a_committed_report_is_what_its_records_give(path: Path) -> None:
     """
     documents = [(path.stem, records.read(path))]
     series, folder = sections.series_of(documents), path.with_suffix("")
-    drawn = figures.draw(series)
-    told = sections.report(documents, series, drawn)
+    # The text names the figures; that they can be drawn takes longer to see.
+    named = [drawing.Figure(name, title, caption, "", "", b"") for name, title, caption, _ in figures.FIGURES]
+    told = sections.report(documents, series, named)
     assert renderers.as_markdown(told) == (folder / renderers.MARKDOWN).read_text("utf-8")
     assert renderers.as_csv(documents) == (folder / renderers.CSV).read_text("utf-8")
-    assert {figure.name for figure in drawn} == {picture.stem for picture in (folder / "figures").glob("*.png")}
+    assert {figure.name for figure in named} == {picture.stem for picture in (folder / "figures").glob("*.png")}
     for item in documents[0][1]["records"]:
         if records.is_measured_cell(item):
             latency = item["latency_ms"]
             again = np.percentile(latency["values"], (50, 90, 99))
             assert [latency["p50"], latency["p90"], latency["p99"]] == pytest.approx(again.tolist())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_the_figures_of_committed_records_are_drawn(path: Path) -> None:
+    drawn = figures.draw(sections.series_of([(path.stem, records.read(path))]))
+    assert [figure.name for figure in drawn] == [name for name, *_ in figures.FIGURES]
+    assert all(figure.png.startswith(b"\x89PNG") and "<svg" in figure.inline for figure in drawn)
