@@ -517,7 +517,7 @@ ImageFile.ImageFile.load = lambda image: os._exit(1) if image.size == (13, 13) e
 def test_an_image_that_kills_its_process_fails_only_its_part(tmp_path: Path) -> None:
     """Decoding one of 40 images always ends the process: nine parts are done, and the tenth once decoding is mended."""
     paths = pictures(tmp_path / "in", 40)
-    Image.new("RGB", (13, 13)).save(paths[21], "JPEG")
+    Image.new("RGB", (13, 13)).save(paths[21], "PNG")  # which Pillow decodes, and KILLER waits for
     (tmp_path / "killer").mkdir()
     (tmp_path / "killer" / "sitecustomize.py").write_text(KILLER)
     out, run = tmp_path / "out", command(tmp_path / "in", tmp_path / "out", "--part-size", "4")
