@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 START_WITHIN_S = 120.0
 POLL_S = 0.02
+ENDED_WITHIN_S = 15.0
 
 
 class Server:
@@ -100,6 +101,7 @@ class Server:
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        psutil.wait_procs(left, timeout=ENDED_WITHIN_S)  # until then the port still takes connections
 
 
 class Podium(Server):
