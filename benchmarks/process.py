@@ -43,8 +43,14 @@ class Late(PassError):
 class Child:
     """A process that answers questions. The first question starts it, and so does the next one after it has ended."""
 
-    def __init__(self, module: str, *arguments: str, variables: Mapping[str, str] = NOTHING) -> None:
-        """`module` calls `answer` when it is run with `arguments`; `variables` are added to its environment."""
+    def __init__(
+        self, module: str, *arguments: str, variables: Mapping[str, str] = NOTHING, told: bool = False
+    ) -> None:
+        """`module` calls `answer` when it is run with `arguments`; `variables` are added to its environment.
+
+        What it writes to stderr goes to ours if `told`. Else it is kept, and a `PassError` has its last line.
+        """
+        self._told = told
         self._command = [sys.executable, "-m", module, *arguments]
         self._variables = variables
         self._running: subprocess.Popen[str] | None = None
@@ -79,18 +85,17 @@ class Child:
 
     def end(self) -> None:
         """End the process at once, because what it holds is not needed any more."""
-        if self._running is None or self._errors is None:
+        if self._running is None:
             return
         running, self._running = self._running, None
         running.kill()
         running.wait()
-        for pipe in (running.stdin, running.stdout, self._errors):
-            assert pipe is not None
+        for pipe in filter(None, (running.stdin, running.stdout, self._errors)):
             with suppress(BrokenPipeError):
                 pipe.close()
 
     def _start(self) -> subprocess.Popen[str]:
-        self._errors = TemporaryFile("w+", errors="replace")  # noqa: SIM115, `end` closes it
+        self._errors = None if self._told else TemporaryFile("w+", errors="replace")  # noqa: SIM115, `end` closes it
         self._running = subprocess.Popen(
             self._command, env=environment(self._variables), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
@@ -100,9 +105,10 @@ class Child:
     def _ended(self, name: str, running: subprocess.Popen[str], kills: int) -> PassError:
         """Why the process ended in the middle of a question."""
         status = running.wait()
-        assert self._errors is not None
-        self._errors.seek(0)
-        last = (self._errors.read().strip().splitlines() or [""])[-1]
+        last = "its last words are above" if self._told else ""
+        if self._errors is not None:
+            self._errors.seek(0)
+            last = (self._errors.read().strip().splitlines() or [""])[-1]
         self.end()
         # Only the kernel, or whatever watches the memory of a container, sends SIGKILL to a child of ours.
         if status == -signal.SIGKILL or (status < 0 and oom_kills() > kills):

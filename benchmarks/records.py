@@ -445,7 +445,7 @@ def write(path: Path, content: ResultFile) -> None:
         lines = ",\n".join(json.dumps(item, ensure_ascii=False, allow_nan=False) for item in checked["records"])
         text = f'{{"schema": {SCHEMA},\n"environment": {head},\n"records": [\n{lines}\n]}}\n'
     else:
-        text = json.dumps(content, indent=1) + "\n"
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -119,7 +119,7 @@ def export(options: argparse.Namespace) -> int:
     precisions, engines = _choices(options.precision, PRECISIONS, "precision"), _engines(options.engine)
     own_network = bool(options.module or options.onnx)
     if own_network and (options.networks or options.set or (options.module and options.onnx)):
-        raise Usage("give one of these: names of networks, --module, --onnx")
+        raise Usage("give one of these: names of networks, --set, --module, --onnx")
     names = [""] if own_network else expand(options.networks, options.set)
     check(options, precisions, engines, names)
     from models.weights import load, read_labels

@@ -156,7 +156,8 @@ instance_group {{
 """
     if most > 1:
         # On a GPU a tuned size is worth waiting for. On a CPU every size costs about the same for each image.
-        preferred = f"  preferred_batch_size: {[size for size in plan['buckets'] if size > 1]}\n" if plan else ""
+        sizes = plan["buckets"] if plan else []
+        preferred = f"  preferred_batch_size: {[size for size in sizes if size > 1]}\n" if sizes else ""
         text += f"dynamic_batching {{\n{preferred}  max_queue_delay_microseconds: {QUEUE_DELAY_US}\n}}\n"
     for size in sorted({1, most}):
         text += f"""\

@@ -19,7 +19,7 @@ from serving.errors import TooLarge
 COLOUR, GREY, DEEP_GREY = 4, 1, 2
 
 # Processor nanoseconds for a pixel, on a core of 2.3 to 3 GHz, of the costliest ordinary image found of each kind.
-# `benchmarks/costly_images.py` makes them.
+# `benchmarks/campaigns/costly_images.py` makes them.
 NANOSECONDS = {"JPEG": 25, "PNG": 60, "WEBP": 80, "BMP": 8, "GIF": 40, "TIFF": 60, "RLE": 200}
 SCAN_NANOSECONDS = 1.0  # for each scan of a JPEG and each pixel, even if the scan is empty
 BYTE_NANOSECONDS = 15.0  # for each byte of a JPEG's scans

@@ -217,6 +217,15 @@ def test_an_engine_with_wrong_answers_is_not_timed(tmp_path: Path) -> None:
     assert not [job for job in child.jobs if job["network"] == "resnet50" and job["pass"] != "check"]
 
 
+def test_a_check_that_could_not_run_is_not_a_wrong_answer(tmp_path: Path) -> None:
+    run, child = made(tmp_path / "gpu.json")
+    child.fail["check", "resnet50", None] = "memory ended in the check pass"
+    run.go(child, 70.0)
+    cell = state(run.path)["resnet50", 256]
+    assert (cell["failure"], cell["status"]) == ("memory", "failed: memory ended in the check pass")
+    assert state(run.path)["resnet50", 1]["status"] != "ok" and state(run.path)["alexnet", 1]["status"] == "ok"
+
+
 def test_larger_batches_are_not_tried_where_memory_ended(tmp_path: Path) -> None:
     run, child = made(tmp_path / "gpu.json")
     run.tasks = [gpu_plan.Task("alexnet", *MAIN, (1, 256)), gpu_plan.Task("resnet50", *MAIN, (256, 1))]

@@ -70,6 +70,9 @@ def test_nothing_there_and_no_address_are_told(tmp_path: Path, capsys: pytest.Ca
     assert main(["load", "localhost:3000", *out]) == 2
     assert "expected http://HOST:PORT" in capsys.readouterr().err
     assert main(["load", url, "--images", str(tmp_path), *out]) == 2
+    assert main(["load", "http://user:secret@127.0.0.1:9"]) == 2
+    told = capsys.readouterr().err
+    assert "a password" in told and "secret" not in told
 
 
 async def test_open_loop_counts_from_the_intended_send() -> None:

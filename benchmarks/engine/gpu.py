@@ -81,7 +81,7 @@ class Run(Session[Cell]):
         self.settings, self.weights, self.tasks, self.device = settings, weights, tasks, device
         self._clock, self._began = clock, clock()
         self.deadline, self.budget = self._began + budget_s, budget_s
-        self._verdicts: dict[Graph, Parity] = {}
+        self._verdicts: dict[Graph, Parity | PassError] = {}
         self._memory = MemoryEnded()
         self._took: dict[bool, list[float]] = {}  # seconds of the tasks done so far, by kind
         self._unmetered = {key for task in tasks if task.power for key in task.keys}
@@ -170,13 +170,17 @@ class Run(Session[Cell]):
             self.write()
 
     def _check(self, child: Asked, task: Task) -> Parity:
-        """The verdict on the engine's answers; `PassError` if they are wrong, because their speed is then no result."""
+        """The verdict on the engine's answers. `PassError` if there is none, or if they are wrong, because the speed of
+        wrong answers is not a result.
+        """
         if task.graph not in self._verdicts:
             try:
                 self._verdicts[task.graph] = self.ask(child, "check", self._job(task))
             except PassError as error:
-                self._verdicts[task.graph] = {"verdict": "fail", "failures": [str(error)]}
+                self._verdicts[task.graph] = error
         verdict = self._verdicts[task.graph]
+        if isinstance(verdict, PassError):
+            raise verdict
         if verdict["verdict"] != "pass":
             raise PassError("answers", f"the answers are not the network's: {'; '.join(verdict['failures'])}")
         return verdict
@@ -361,7 +365,7 @@ def run(options: argparse.Namespace) -> int:
         session.no_sensor(watts["reason"])
     session.write()
     with tempfile.TemporaryDirectory(prefix="podium-gpu-") as files:
-        child = Child("benchmarks.engine.gpu_passes", device, str(threads), files)
+        child = Child("benchmarks.engine.gpu_passes", device, str(threads), files, told=True)
         return watched(session, child, watts["idle_w"], options.quick, [precision for _, precision in wanted])
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any, cast
@@ -86,6 +87,8 @@ def drive(
         usable = None
     if not usable:
         raise Usage(f"{url!r} is not an address of a service; expected http://HOST:PORT")
+    if parts.username is not None:
+        raise Usage("the address has a user's name or a password, which is not sent; leave it out")
     outcomes, seconds = asyncio.run(_drive(parts, scenario, bodies, duration, model))
     return record(scenario, outcomes, seconds, model, slo_ms)
 
@@ -129,26 +132,25 @@ async def _drive(
     url: SplitResult, scenario: Scenario, bodies: Sequence[Body], duration: float, model: str | None
 ) -> tuple[list[Outcome], float]:
     target = f"{url.path.rstrip('/')}/classify" + (f"?{urlencode({'model': model})}" if model else "")
-    host = url.netloc.rpartition("@")[2]
-    requests = cycle([request(body.data, body.content_type, target, host=host) for body in bodies])
+    requests = cycle([request(body.data, body.content_type, target, host=url.netloc) for body in bodies])
     # As many connections as there are requests: none waits for another inside the client, where nobody would see it.
     pool = Pool(url.port or PORTS[url.scheme], url.hostname or "", url.scheme == "https")
 
     async def ask() -> Reply:
         return await pool.ask(next(requests))
 
-    for _ in range(WARMUP_REQUESTS):
-        if (await ask()).lost == "unreachable":
-            raise Failure(f"nothing answers at {url.geturl()}; start the service with `bentoml serve`")
-    began = time.perf_counter()
-    if scenario.concurrency:
-        done = await closed_loop(
-            ask, scenario.concurrency, after(duration), lambda reply: ABSENT_S * (reply.lost == "unreachable")
-        )
-    else:
-        done = await open_loop(ask, arrivals(scenario.rate or 0, duration, scenario.seed))
-    seconds = time.perf_counter() - began
-    pool.close()
+    with closing(pool):
+        for _ in range(WARMUP_REQUESTS):
+            if (await ask()).lost == "unreachable":
+                raise Failure(f"nothing answers at {url.geturl()}; start the service with `bentoml serve`")
+        began = time.perf_counter()
+        if scenario.concurrency:
+            done = await closed_loop(
+                ask, scenario.concurrency, after(duration), lambda reply: ABSENT_S * (reply.lost == "unreachable")
+            )
+        else:
+            done = await open_loop(ask, arrivals(scenario.rate or 0, duration, scenario.seed))
+        seconds = time.perf_counter() - began
     return list(map(Outcome.of, done)), seconds
 
 

@@ -68,8 +68,11 @@ class Server:
 
     def signal(self, number: int) -> None:
         """Send a signal to all its processes."""
+        import psutil
+
         for process in self.processes():
-            process.send_signal(number)
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
     def cpu_seconds(self) -> float:
         """Processor time of its processes so far."""

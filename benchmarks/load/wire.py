@@ -212,7 +212,8 @@ class Wire(asyncio.Protocol):
         if 100 <= reply.status < 200:  # "go on", and the answer is still to come
             del self._came[:begin]
             return self._whole()
-        if (length := reply.header(b"content-length")) is not None:
+        length = b"0" if reply.status in (204, 304) else reply.header(b"content-length")  # these two have no body
+        if length is not None:
             last = begin + int(length)
             if len(self._came) < last:
                 return None
